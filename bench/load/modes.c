@@ -1,0 +1,199 @@
+/* What one connection costs: heartbeats, handshakes, and holding it idle. */
+#include "swarm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void beat(struct link *link)
+{
+    link_say(link, "heartbeat", "");
+}
+
+static bool is_answer(const uint8_t *payload, uint32_t length)
+{
+    enum kind kind = decode(payload, length)->kind;
+    if (kind == ERROR && counters.errors++ < 3)
+        fprintf(stderr, "swarm: %.*s\n", (int)length, (const char *)payload);
+    return kind == HEARTBEAT_ACK || !options.real;
+}
+
+static void no_ready(struct link *link)
+{
+    (void)link;
+}
+
+/* ---- heartbeats: every link has one beat in flight, and sends the next when its answer comes */
+
+static uint32_t in_flight;
+
+static void heartbeats_start(double amount, uint32_t bytes)
+{
+    (void)amount, (void)bytes;
+    in_flight = link_count;
+    for (uint32_t i = 0; i < link_count; i++)
+        beat(&links[i]);
+}
+
+static void heartbeats_frame(struct link *link, const uint8_t *payload, uint32_t length)
+{
+    if (!is_answer(payload, length))
+        return;
+    counters.operations++;
+    counters.frames++;
+    counters.frame_bytes += length + (length < 126 ? 2 : 4);
+    if (driving)
+        beat(link);
+    else
+        in_flight--;
+}
+
+static bool heartbeats_busy(void)
+{
+    return in_flight > 0;
+}
+
+const struct mode heartbeats_mode = {
+    .name = "heartbeats",
+    .start = heartbeats_start,
+    .frame = heartbeats_frame,
+    .busy = heartbeats_busy,
+    .ready = no_ready,
+};
+
+/* ---- handshakes: connect, upgrade, user_online, its ack, then a reset (SO_LINGER 0); each with the next token.
+ *
+ * A reset and not a close: it leaves no TIME_WAIT behind, so that ports do not run out; the server loses the connection
+ * the way it loses a phone. At the C server the handshake is done with the 101.
+ */
+
+static uint32_t wanted, begun, next_token;
+
+static void handshakes_start(double amount, uint32_t bytes)
+{
+    (void)bytes;
+    wanted = (uint32_t)amount;
+    begun = 0;
+    counters.operations = 0;
+    if (token_count() && next_token + wanted > token_count())
+        die("%u tokens are not enough for another %u handshakes", token_count(), wanted);
+}
+
+static void handshakes_turn(uint64_t now)
+{
+    (void)now;
+    for (uint32_t i = 0; i < link_count && begun < wanted; i++) {
+        if (links[i].phase != CLOSED)
+            continue;
+        link_name(&links[i], next_token++);
+        begun++;
+        link_connect(&links[i]);
+    }
+}
+
+static void handshakes_ready(struct link *link)
+{
+    counters.operations++;
+    link_cut(link);
+}
+
+static void handshakes_frame(struct link *link, const uint8_t *payload, uint32_t length)
+{
+    (void)link, (void)payload, (void)length;
+}
+
+static bool handshakes_busy(void)
+{
+    return counters.operations < wanted;
+}
+
+const struct mode handshakes_mode = {
+    .name = "handshakes",
+    .start = handshakes_start,
+    .turn = handshakes_turn,
+    .frame = handshakes_frame,
+    .busy = handshakes_busy,
+    .ready = handshakes_ready,
+    .counts = true,
+};
+
+/* ---- idle: every link beats once a period, each at its own moment, in no order that a cache could learn */
+
+static uint64_t *moments, cycle_begin; /* offsets within the period, rising */
+static uint32_t *order, next_beat;
+static int64_t unanswered;
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void draw_moments(void)
+{
+    moments = zeroed(link_count, sizeof *moments);
+    order = zeroed(link_count, sizeof *order);
+    srandom(1); /* the same moments at both servers */
+    for (uint32_t i = 0; i < link_count; i++) {
+        moments[i] = (uint64_t)((double)random() / RAND_MAX * options.period_s * NS_S);
+        uint32_t j = (uint32_t)random() % (i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+    qsort(moments, link_count, sizeof *moments, by_value);
+    cycle_begin = now_ns();
+}
+
+static void idle_turn(uint64_t now)
+{
+    if (options.period_s <= 0 || ready_count < link_count)
+        return;
+    if (!moments)
+        draw_moments();
+    while (cycle_begin + moments[next_beat] <= now) {
+        struct link *link = &links[order[next_beat]];
+        if (link->phase == READY) {
+            beat(link);
+            unanswered++;
+        }
+        if (++next_beat == link_count) {
+            next_beat = 0;
+            cycle_begin += (uint64_t)(options.period_s * NS_S);
+        }
+    }
+}
+
+static void idle_start(double amount, uint32_t bytes)
+{
+    (void)amount, (void)bytes;
+}
+
+static void idle_frame(struct link *link, const uint8_t *payload, uint32_t length)
+{
+    (void)link;
+    if (!is_answer(payload, length))
+        return;
+    counters.operations++;
+    counters.frames++;
+    unanswered--;
+}
+
+static bool idle_busy(void)
+{
+    return false; /* beats go on; nothing is waited for */
+}
+
+static void idle_report(void)
+{
+    printf(", \"connections\": %u, \"unanswered\": %lld", ready_count, (long long)unanswered);
+}
+
+const struct mode idle_mode = {
+    .name = "idle",
+    .start = idle_start,
+    .frame = idle_frame,
+    .busy = idle_busy,
+    .ready = no_ready,
+    .report = idle_report,
+    .idle = idle_turn,
+};

@@ -1,0 +1,337 @@
+/* The swarm's own life: flags, bring the links up, runs on command, one line of JSON for each.
+ *
+ *   swarm MODE --port P --connections N [--real] [--present] [--tokens FILE] [--observer-token T] [--publishers P]
+ *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin] [--server-pid PID]
+ *
+ * MODE: heartbeats, fanout, sync, handshakes, idle. --real: the server speaks the protocol (else it echoes and
+ * broadcasts). --present: links say user_online first (publishers always do). --server-pid: whose CPU time a run is charged with.
+ *
+ *   it prints                          it reads
+ *   {"ready": N, "seconds": S}
+ *                                      run AMOUNT WARMUP BYTES
+ *   {"mode": ..., "operations": ...}
+ *                                      quit      (or the end of the input)
+ *
+ * AMOUNT and WARMUP are seconds (handshakes: how many, and no warm-up), BYTES the payload of a broadcast. A run drives,
+ * lets WARMUP pass, measures for AMOUNT, then waits for what is in flight. CPU time of the server is the sum of the
+ * nanoseconds its threads were on a CPU (schedstat), read in the same turn as the counters. On quit present links close
+ * with 1000 and the rest are reset. The swarm's own share: `swarm_busy` is the part of the time in which it had work.
+ */
+#define _GNU_SOURCE
+#include "swarm.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EVENTS = 512, DRAIN_S = 5 };
+
+struct options options = {.parallel = 64, .period_s = 30, .observer_token = "none"};
+struct counters counters;
+struct link *links;
+uint32_t link_count, ready_count;
+bool driving;
+const struct mode *mode;
+
+static const struct mode *const modes[] = {&heartbeats_mode, &handshakes_mode, &idle_mode, &fanout_mode, &sync_mode};
+static int epoll_fd;
+static uint64_t idle_ns;
+static bool quitting;
+static char commands[256]; /* what has come of the next command line */
+static size_t command_length;
+
+void die(const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    fprintf(stderr, "swarm: ");
+    vfprintf(stderr, format, list);
+    fprintf(stderr, "\n");
+    va_end(list);
+    exit(1);
+}
+
+uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_S + (uint64_t)t.tv_nsec;
+}
+
+void *zeroed(size_t count, size_t size)
+{
+    void *memory = calloc(count ? count : 1, size);
+    if (!memory)
+        die("out of memory");
+    return memory;
+}
+
+/* Nanoseconds the server's threads have been on a CPU. Good to a scheduler tick (4 ms) for a thread that is running. */
+static uint64_t server_cpu_ns(void)
+{
+    char path[64];
+    uint64_t sum = 0;
+    if (!options.server_pid)
+        return 0;
+    snprintf(path, sizeof path, "/proc/%d/task", options.server_pid);
+    DIR *tasks = opendir(path);
+    if (!tasks)
+        die("the server (process %d) is gone", options.server_pid);
+    for (struct dirent *task; (task = readdir(tasks));) {
+        char file[400];
+        unsigned long long on_cpu = 0;
+        if (task->d_name[0] == '.')
+            continue;
+        snprintf(file, sizeof file, "%s/%s/schedstat", path, task->d_name);
+        FILE *stat = fopen(file, "r");
+        if (stat && fscanf(stat, "%llu", &on_cpu) == 1)
+            sum += on_cpu;
+        if (stat)
+            fclose(stat);
+    }
+    closedir(tasks);
+    return sum;
+}
+
+static uint64_t own_cpu_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * NS_S + (uint64_t)t.tv_nsec;
+}
+
+static void read_commands(void)
+{
+    ssize_t got = read(0, commands + command_length, sizeof commands - 1 - command_length);
+    if (got > 0)
+        command_length += (size_t)got;
+    else if (got == 0 || errno != EAGAIN)
+        quitting = true;
+}
+
+/* One turn of the loop. */
+static void turn(int timeout_ms)
+{
+    struct epoll_event events[EVENTS];
+    uint64_t before = now_ns();
+    int count = epoll_wait(epoll_fd, events, EVENTS, timeout_ms);
+    if (count < 0 && errno != EINTR)
+        die("epoll_wait: %s", strerror(errno));
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.ptr)
+            link_event(events[i].data.ptr, events[i].events);
+        else
+            read_commands();
+    }
+    uint64_t now = now_ns();
+    if (count <= 0)
+        idle_ns += now - before;
+    if (driving && mode->turn)
+        mode->turn(now);
+    if (mode->idle)
+        mode->idle(now);
+}
+
+static void bring_up(void)
+{
+    uint64_t begin = now_ns();
+    uint32_t started = 0;
+    while (ready_count < link_count && !quitting) {
+        /* Publishers first, so that every observer's snapshot holds them all. */
+        uint32_t limit = ready_count < options.publishers ? options.publishers : link_count;
+        while (started < limit && started - ready_count < options.parallel)
+            link_connect(&links[started++]);
+        turn(options.spin ? 0 : 10);
+        if (now_ns() - begin > 120 * NS_S)
+            die("only %u of %u links came up in 120 s", ready_count, link_count);
+    }
+    printf("{\"ready\": %u, \"seconds\": %.3f}\n", ready_count, (double)(now_ns() - begin) / NS_S);
+    fflush(stdout);
+}
+
+/* Drives until `end` (0: until nothing is in flight). */
+static void drive(uint64_t end)
+{
+    while (!quitting && (end ? now_ns() < end : mode->busy()))
+        turn(options.spin ? 0 : 1);
+}
+
+static void run(double amount, double warmup_s, uint32_t bytes)
+{
+    driving = true;
+    mode->start(amount, bytes);
+    if (!mode->counts)
+        drive(now_ns() + (uint64_t)(warmup_s * NS_S));
+
+    if (mode->window)
+        mode->window(true);
+    struct counters before = counters;
+    uint64_t server = server_cpu_ns(), own = own_cpu_ns(), idle = idle_ns, begin = now_ns();
+    drive(mode->counts ? 0 : begin + (uint64_t)(amount * NS_S));
+    uint64_t end = now_ns();
+    struct counters after = counters;
+    server = server_cpu_ns() - server, own = own_cpu_ns() - own, idle = idle_ns - idle;
+    if (mode->window)
+        mode->window(false);
+
+    driving = false;
+    uint64_t patience = end + DRAIN_S * NS_S;
+    while (mode->busy() && now_ns() < patience && !quitting)
+        turn(1);
+    double seconds = (double)(end - begin) / NS_S;
+    printf("{\"mode\": \"%s\", \"seconds\": %.4f, \"operations\": %llu, \"server_cpu_ns\": %llu, \"sent\": %llu, "
+           "\"frames\": %llu, \"frame_bytes\": %llu, \"entries\": %llu, \"errors\": %llu, \"lost\": %llu, "
+           "\"unfinished\": %s, \"swarm_cpu\": %.3f, \"swarm_busy\": %.3f",
+           mode->name, seconds, (unsigned long long)(after.operations - before.operations), (unsigned long long)server,
+           (unsigned long long)(after.sent - before.sent), (unsigned long long)(after.frames - before.frames),
+           (unsigned long long)(after.frame_bytes - before.frame_bytes),
+           (unsigned long long)(after.entries - before.entries), (unsigned long long)counters.errors,
+           (unsigned long long)counters.lost, mode->busy() ? "true" : "false", (double)own / (double)(end - begin),
+           1 - (double)idle / (double)(end - begin));
+    if (mode->report)
+        mode->report();
+    printf("}\n");
+    fflush(stdout);
+}
+
+static void obey(void)
+{
+    double amount, warmup_s;
+    unsigned bytes;
+    char *newline;
+    while (!quitting && (newline = memchr(commands, '\n', command_length))) {
+        *newline = 0;
+        if (!strcmp(commands, "quit"))
+            quitting = true;
+        else if (sscanf(commands, "run %lf %lf %u", &amount, &warmup_s, &bytes) != 3)
+            die("not a command: %s", commands);
+        size_t used = (size_t)(newline + 1 - commands);
+        bool is_run = !strncmp(commands, "run", 3);
+        command_length -= used;
+        memmove(commands, newline + 1, command_length);
+        if (is_run)
+            run(amount, warmup_s, bytes);
+    }
+}
+
+static void leave(void)
+{
+    uint64_t end = now_ns() + 3 * NS_S;
+    bool waiting = true;
+    driving = false;
+    for (uint32_t i = 0; i < link_count; i++) {
+        if (links[i].phase == READY && links[i].role == PRESENT)
+            link_goodbye(&links[i]);
+        else if (links[i].phase != CLOSED)
+            link_cut(&links[i]);
+    }
+    while (waiting && now_ns() < end) {
+        turn(10);
+        waiting = false;
+        for (uint32_t i = 0; i < link_count && !waiting; i++)
+            waiting = links[i].phase != CLOSED;
+    }
+    for (uint32_t i = 0; i < link_count; i++)
+        if (links[i].phase != CLOSED)
+            link_cut(&links[i]);
+}
+
+static void parse(int argc, char **argv)
+{
+    if (argc < 2)
+        die("which mode?");
+    options.mode = argv[1];
+    for (int i = 2; i < argc; i++) {
+        const char *flag = argv[i];
+        bool *switches[] = {&options.real, &options.spin, &options.present, &options.publishers_public};
+        const char *const switch_names[] = {"--real", "--spin", "--present", "--publishers-public"};
+        bool found = false;
+        for (int j = 0; j < 4; j++)
+            if (!strcmp(flag, switch_names[j]))
+                *switches[j] = found = true;
+        if (found)
+            continue;
+        const char *value = ++i < argc ? argv[i] : NULL;
+        if (!value)
+            die("%s needs a value", flag);
+        if (!strcmp(flag, "--port"))
+            options.port = atoi(value);
+        else if (!strcmp(flag, "--server-pid"))
+            options.server_pid = atoi(value);
+        else if (!strcmp(flag, "--connections"))
+            options.connections = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--publishers"))
+            options.publishers = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--parallel"))
+            options.parallel = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--period"))
+            options.period_s = atof(value);
+        else if (!strcmp(flag, "--rate"))
+            options.rate = atof(value);
+        else if (!strcmp(flag, "--tokens"))
+            options.tokens = value;
+        else if (!strcmp(flag, "--observer-token"))
+            options.observer_token = value;
+        else
+            die("no such flag: %s", flag);
+    }
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (!strcmp(options.mode, modes[i]->name))
+            mode = modes[i];
+    if (!mode)
+        die("no such mode: %s", options.mode);
+    if (!options.port || !options.connections || !options.parallel)
+        die("--port, --connections and --parallel must be more than 0");
+    if ((mode == &fanout_mode || mode == &sync_mode) && !options.publishers)
+        die("this mode needs --publishers");
+    if (mode == &sync_mode && (!options.real || options.rate <= 0))
+        die("this mode needs --real and --rate");
+}
+
+int main(int argc, char **argv)
+{
+    parse(argc, argv);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    fcntl(0, F_SETFL, fcntl(0, F_GETFL) | O_NONBLOCK);
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, 0, &event) < 0)
+        die("the commands must come through a pipe or a terminal");
+    wire_init(epoll_fd);
+    wire_tokens();
+
+    link_count = options.publishers + (mode->counts ? options.parallel : options.connections);
+    links = zeroed(link_count, sizeof *links);
+    for (uint32_t i = 0; i < link_count; i++) {
+        bool shared = options.publishers && i >= options.publishers;
+        links[i] = (struct link){.fd = -1, .index = i};
+        links[i].role = !shared && (options.present || options.publishers) ? PRESENT : OBSERVER;
+        if (shared)
+            links[i].user = "observer", links[i].token = options.observer_token;
+        else if (!mode->counts)
+            link_name(&links[i], i);
+    }
+    if (mode->counts)
+        printf("{\"ready\": 0, \"seconds\": 0}\n"), fflush(stdout);
+    else
+        bring_up();
+    while (!quitting) {
+        obey();
+        if (!quitting)
+            turn(mode->idle ? 1 : 1000);
+    }
+    leave();
+    return 0;
+}

@@ -1,0 +1,212 @@
+/* Does every screen end up right, and how soon? Changes at a fixed rate, whatever the server does with them.
+ *
+ * Open loop: change k is due at begin + k / rate, host k mod H sends it, and its latency counts from when it was due, not
+ * from when it was sent, so that a server that makes the swarm wait does not hide it.
+ *
+ * Each observer keeps, per host, the last rev and the last change it was shown. A new entry is matched with the oldest
+ * change of that host that is later than the last one matched and has that status: latency is never taken too small, and
+ * a match exists exactly when what the observer saw is a subsequence of what was sent. Statuses follow each other in no
+ * fixed order, so that a match that was too old does not stay too old for good. Changes that were conflated away have no
+ * latency: what replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
+ */
+#include "swarm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct host {
+    uint8_t *statuses;   /* by change number; 0 is the user_online */
+    uint32_t sent, before; /* changes sent in all, and before this run */
+};
+
+struct shown {
+    uint64_t rev;
+    uint32_t change;
+};
+
+static struct host *hosts;
+static struct shown *shown;     /* [observer][host] */
+static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the run, in the current second */
+static struct histogram latency;
+static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, late_ns, second_ns;
+static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
+static uint32_t capacity;
+
+static uint64_t due(uint64_t change)
+{
+    return begin_ns + (uint64_t)((double)change / options.rate * 1e9);
+}
+
+static void start(double amount, uint32_t bytes)
+{
+    (void)bytes;
+    uint32_t observers = link_count - options.publishers;
+    if (!hosts) {
+        hosts = zeroed(options.publishers, sizeof *hosts);
+        shown = zeroed((size_t)observers * options.publishers, sizeof *shown);
+        frames_of = zeroed(observers, sizeof *frames_of);
+        second_frames = zeroed(observers, sizeof *second_frames);
+    }
+    /* Room for this run and a warm-up of up to a minute. */
+    capacity += (uint32_t)((amount + 60) * options.rate / options.publishers) + 2;
+    for (uint32_t i = 0; i < options.publishers; i++) {
+        hosts[i].statuses = realloc(hosts[i].statuses, capacity);
+        if (!hosts[i].statuses)
+            die("out of memory");
+        if (!hosts[i].sent)
+            hosts[i].statuses[0] = ONLINE;
+        hosts[i].before = hosts[i].sent;
+    }
+    next_change = 0;
+    begin_ns = now_ns();
+}
+
+static void window(bool begins)
+{
+    if (!begins) {
+        window_end_ns = last_frame_ns = now_ns();
+        return;
+    }
+    window_ns = second_ns = now_ns();
+    memset(&latency, 0, sizeof latency);
+    memset(frames_of, 0, (link_count - options.publishers) * sizeof *frames_of);
+    memset(second_frames, 0, (link_count - options.publishers) * sizeof *second_frames);
+    rev_back = unmatched = repeated = snapshots = late_ns = second_max = 0;
+}
+
+static void count_second(void)
+{
+    for (uint32_t i = 0; i < link_count - options.publishers; i++) {
+        if (second_frames[i] > second_max)
+            second_max = second_frames[i];
+        second_frames[i] = 0;
+    }
+}
+
+static void turn(uint64_t now)
+{
+    for (; due(next_change) <= now; next_change++) {
+        struct host *host = &hosts[next_change % options.publishers];
+        random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
+        uint8_t status = (uint8_t)((host->statuses[host->sent] + 1 + (random_state >> 40 & 1)) % 3);
+        char extra[32];
+        if (host->sent + 1 >= capacity)
+            die("a run was longer than it was said to be");
+        host->statuses[++host->sent] = status;
+        snprintf(extra, sizeof extra, "\"status\":\"%s\",", status_names[status]);
+        link_say(&links[next_change % options.publishers], "status_change", extra);
+        if (now - due(next_change) > late_ns)
+            late_ns = now - due(next_change);
+    }
+    if (second_ns && now - second_ns >= NS_S) {
+        count_second();
+        second_ns += NS_S;
+    }
+}
+
+static void show(struct shown *last, const struct entry *entry, uint64_t now)
+{
+    const struct host *host = &hosts[entry->publisher];
+    if (entry->rev <= last->rev) {
+        if (entry->rev < last->rev)
+            rev_back++;
+        else if (host->statuses[last->change] == entry->status)
+            repeated++;
+        else
+            unmatched++;
+        return;
+    }
+    uint32_t change = last->change + 1;
+    while (change <= host->sent && host->statuses[change] != entry->status)
+        change++;
+    last->rev = entry->rev;
+    if (change > host->sent) {
+        if (host->statuses[last->change] == entry->status)
+            repeated++; /* the same state, stamped anew */
+        else
+            unmatched++;
+        return;
+    }
+    last->change = change;
+    if (change > host->before) {
+        uint64_t at = due((uint64_t)(change - host->before - 1) * options.publishers + (uint64_t)entry->publisher);
+        if (at >= window_ns)
+            histogram_add(&latency, now - at);
+    }
+}
+
+static void on_frame(struct link *link, const uint8_t *payload, uint32_t length)
+{
+    const struct frame *frame = decode(payload, length);
+    if (frame->kind == ERROR && counters.errors++ < 3)
+        fprintf(stderr, "swarm: %.*s\n", (int)length, (const char *)payload);
+    if (frame->kind != STATUS || !hosts || link->index < options.publishers)
+        return;
+    uint32_t observer = link->index - options.publishers;
+    uint64_t now = now_ns();
+    last_frame_ns = now;
+    if (frame->full)
+        snapshots++;
+    frames_of[observer]++;
+    second_frames[observer]++;
+    counters.frames++;
+    counters.frame_bytes += length + (length < 126 ? 2 : length < 65536 ? 4 : 10);
+    counters.entries += frame->entry_count;
+    for (uint32_t i = 0; i < frame->entry_count; i++)
+        if (frame->entries[i].publisher >= 0) {
+            counters.operations++;
+            show(&shown[(size_t)observer * options.publishers + (uint32_t)frame->entries[i].publisher],
+                 &frame->entries[i], now);
+        }
+}
+
+static bool busy(void)
+{
+    return now_ns() - last_frame_ns < NS_S / 2; /* half a second of quiet: nothing more will come */
+}
+
+static void ready(struct link *link)
+{
+    (void)link;
+}
+
+static void report(void)
+{
+    uint32_t observers = link_count - options.publishers, frames_max = 0;
+    uint64_t wrong = 0, behind = 0, rev_differs = 0, changes = 0;
+    for (uint32_t i = 0; i < observers; i++) {
+        if (frames_of[i] > frames_max)
+            frames_max = frames_of[i];
+        for (uint32_t j = 0; j < options.publishers; j++) {
+            const struct shown *last = &shown[(size_t)i * options.publishers + j];
+            const struct host *host = &hosts[j];
+            wrong += host->statuses[last->change] != host->statuses[host->sent];
+            behind += last->change != host->sent;
+            rev_differs += last->rev != shown[j].rev;
+        }
+    }
+    for (uint32_t j = 0; j < options.publishers; j++)
+        changes += hosts[j].sent - hosts[j].before;
+    printf(", \"changes\": %llu, \"observers\": %u, \"wrong\": %llu, \"matched_too_old\": %llu, \"rev_differs\": %llu, "
+           "\"rev_back\": %llu, \"unmatched\": %llu, \"repeated\": %llu, \"snapshots\": %llu, \"sent_late_ms\": %.3f, "
+           "\"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, "
+           "\"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u",
+           (unsigned long long)changes, observers, (unsigned long long)wrong, (unsigned long long)behind,
+           (unsigned long long)rev_differs, (unsigned long long)rev_back, (unsigned long long)unmatched,
+           (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
+           (unsigned long long)latency.count, (double)histogram_at(&latency, 0.5) / NS_MS,
+           (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
+           (double)latency.max / NS_MS, frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
+}
+
+const struct mode sync_mode = {
+    .name = "sync",
+    .start = start,
+    .turn = turn,
+    .frame = on_frame,
+    .busy = busy,
+    .ready = ready,
+    .window = window,
+    .report = report,
+};
