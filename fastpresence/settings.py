@@ -270,7 +270,7 @@ def database_url(database: DatabaseSettings, env: Mapping[str, str]) -> str | No
 
 
 def masked(key: str, value: Any) -> Any:
-    """`value` as it may be shown to anyone: kids stay, a URL loses its user and password, any other secret becomes stars."""
+    """`value` as it may be shown to anyone: kids stay, a URL loses user and password, other secrets become stars."""
     if key not in SECRETS or value is None or value == ():
         return value
     if key == "auth.token_keys":
