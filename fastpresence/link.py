@@ -1,0 +1,101 @@
+"""What node and worker say to each other, over the one Unix socket that a worker is born with.
+
+Sans-IO: bytes in, structs out. A frame is four bytes of length (big-endian, unsigned) and one MessagePack map.
+
+    node:   Boot                                  Stop
+    worker:      Ready   Stats  Stats  Stats ...        (ends)
+
+Both ends come from the same installation and trust each other; what is checked is checked against a mix-up. Either
+end takes the other's end of file for its death. The deltas of the relay will join `LinkFrame` here. May import
+`errors`, `settings`.
+"""
+
+import struct
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from fastpresence.errors import PeerError
+from fastpresence.settings import Settings
+
+__all__ = ["MAX_FRAME", "Boot", "FrameReader", "LinkFrame", "Ready", "Stats", "Stop", "encode"]
+
+#: Bytes of one frame: far above a whole roster's page, far below what a length gone wrong would ask for.
+MAX_FRAME: Final = 16 * 1024 * 1024
+_HEAD: Final = struct.Struct(">I")
+
+
+class Boot(Struct, tag="boot", frozen=True):
+    """Node to worker, the first frame: who you are, and where you listen."""
+
+    settings: Settings
+    worker: int  #: from 0; the label of logs and metrics
+    listener_fd: int  #: inherited, listening, non-blocking; the node keeps it open as well
+
+
+class Ready(Struct, tag="ready", frozen=True, gc=False):
+    """Worker to node: it accepts connections."""
+
+    port: int  #: that it serves, as its listener says
+    pid: int
+
+
+class Stop(Struct, tag="stop", frozen=True, gc=False):
+    """Node to worker: drain, then end. A worker that is still there afterwards is killed."""
+
+    drain_time: float  #: seconds, counted from the receipt
+
+
+class Stats(Struct, tag="stats", frozen=True, gc=False):
+    """Worker to node, every few seconds."""
+
+    connections: int
+    users: int  #: present ones
+
+
+LinkFrame = Boot | Ready | Stop | Stats
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(LinkFrame).decode
+
+
+def encode(frame: LinkFrame) -> bytes:
+    """The bytes of one frame. Raises ValueError when it is too big for the link."""
+    payload = _encode(frame)
+    if len(payload) > MAX_FRAME:
+        raise ValueError(f"a frame of {len(payload)} bytes is too big for the link")
+    return _HEAD.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a stream into frames, wherever its pieces end."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the stream may end here without having lost anything."""
+        return not self._rest
+
+    def feed(self, data: bytes) -> list[LinkFrame]:
+        """The frames that are complete now. Raises PeerError for what is no frame; the link is then of no more use."""
+        rest = self._rest
+        rest += data
+        frames: list[LinkFrame] = []
+        at = 0
+        while len(rest) - at >= _HEAD.size:
+            (size,) = _HEAD.unpack_from(rest, at)
+            if size > MAX_FRAME:
+                raise PeerError(f"the other end of the link announces a frame of {size} bytes")
+            end = at + _HEAD.size + size
+            if len(rest) < end:
+                break
+            try:
+                frames.append(_decode(bytes(rest[at + _HEAD.size : end])))
+            except msgspec.DecodeError as error:
+                raise PeerError(f"the other end of the link sent no frame of ours: {error}") from None
+            at = end
+        del rest[:at]
+        return frames
