@@ -1,0 +1,398 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False, boundscheck=False, wraparound=False
+"""Python's way to the engine (native/include/engine.h): batches up, decisions down."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+cimport cython
+
+import os
+import socket
+
+cdef extern from "engine.h" nogil:
+    enum:
+        FP_VARIANTS
+        FP_ARENA_MAX
+        FP_NONE
+    ctypedef uint64_t fp_handle
+    ctypedef enum fp_end:
+        pass
+    ctypedef struct fp_limits:
+        uint64_t frame_size
+        uint64_t message_size
+        uint32_t fragments
+        bint masked
+    ctypedef struct fp_conn:
+        int32_t fd
+        uint64_t heard_ms
+        void *rest
+        uint8_t missed
+    ctypedef struct fp_bytes:
+        const uint8_t *data
+        size_t size
+    ctypedef struct fp_job:
+        uint32_t audience
+        fp_bytes frames[4]
+    ctypedef struct fp_hooks:
+        void *context
+        void (*request)(void *, fp_handle, const uint8_t *, size_t) noexcept
+        void (*message)(void *, fp_handle, uint8_t, const uint8_t *, size_t) noexcept
+        void (*ended)(void *, fp_handle, fp_end, uint16_t) noexcept
+        void (*drained)(void *, fp_handle, bint, uint64_t) noexcept
+    ctypedef struct fp_config:
+        fp_limits limits
+        uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections
+    ctypedef struct fp_stats:
+        uint64_t accepted, refused, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped
+        uint32_t connections, open, lagging
+    ctypedef struct fp_audience:
+        uint32_t count
+    ctypedef struct fp_engine:
+        int epoll_fd
+        uint32_t capacity
+        uint32_t audience_count
+        fp_audience *audiences
+        bint running
+        fp_stats stats
+    int fp_engine_init(fp_engine *, const fp_config *, const fp_hooks *)
+    int fp_engine_listen(fp_engine *, int)
+    void fp_engine_stop_listening(fp_engine *)
+    void fp_engine_free(fp_engine *)
+    int fp_engine_poll(fp_engine *)
+    void fp_engine_advance(fp_engine *)
+    void fp_engine_send(fp_engine *)
+    void fp_engine_upgrade(fp_engine *, fp_handle, bint, uint8_t, const uint8_t *, size_t)
+    bint fp_engine_write(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
+    bint fp_engine_answer(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
+    bint fp_engine_tell(fp_engine *, fp_handle, const uint8_t *, size_t)
+    void fp_engine_caught_up(fp_engine *, fp_handle)
+    void fp_engine_close(fp_engine *, fp_handle, uint16_t, const uint8_t *, size_t)
+    void fp_engine_finish(fp_engine *, fp_handle)
+    void fp_engine_abort(fp_engine *, fp_handle)
+    void fp_engine_await_request(fp_engine *, fp_handle)
+    fp_conn *fp_engine_conn(fp_engine *, fp_handle)
+
+cdef extern from "audience.h" nogil:
+    uint32_t fp_audience_new(fp_engine *)
+    bint fp_audience_free(fp_engine *, uint32_t)
+    bint fp_audience_join(fp_engine *, fp_handle, uint32_t)
+    bint fp_audience_leave(fp_engine *, fp_handle, uint32_t)
+    bint fp_flush_begin(fp_engine *, uint64_t, fp_job *, uint32_t)
+    bint fp_flush_step(fp_engine *, uint32_t)
+
+# Kinds of events, first in each tuple of a batch.
+REQUEST, TEXT, BINARY, ENDED, DRAINED = 0, 1, 2, 3, 4
+# How a connection ended: fp_end.
+LOST, CLOSED, VIOLATION, SILENT, LAGGED, UNFINISHED, OVERFLOWED = 0, 1, 2, 3, 4, 5, 6
+
+cdef object _REQUEST = REQUEST, _TEXT = TEXT, _BINARY = BINARY, _ENDED = ENDED, _DRAINED = DRAINED
+
+cdef enum:
+    OP_TEXT = 1
+
+
+cdef void on_request(void *context, fp_handle handle, const uint8_t *data, size_t size) noexcept:
+    cdef Engine engine = <Engine>context
+    engine.batch.append((_REQUEST, engine.who(handle), handle, PyBytes_FromStringAndSize(<const char *>data, size)))
+
+
+cdef void on_message(void *context, fp_handle handle, uint8_t opcode, const uint8_t *data, size_t size) noexcept:
+    cdef Engine engine = <Engine>context
+    engine.batch.append((_TEXT if opcode == OP_TEXT else _BINARY, engine.who(handle), handle,
+                         PyBytes_FromStringAndSize(<const char *>data, size)))
+
+
+cdef void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code) noexcept:
+    cdef Engine engine = <Engine>context
+    owner = engine.who(handle)
+    cdef fp_conn *conn = fp_engine_conn(&engine.engine, handle)
+    engine.batch.append((_ENDED, owner, <int>how, (code, conn.heard_ms)))
+    engine.disown(handle)
+
+
+cdef void on_drained(void *context, fp_handle handle, bint missed, uint64_t missed_from) noexcept:
+    cdef Engine engine = <Engine>context
+    engine.batch.append((_DRAINED, engine.who(handle), handle, missed_from if missed else None))
+
+
+@cython.final
+cdef class Engine:
+    """Every plain client socket of one worker. One thread only; see the header for the life of a connection.
+
+    `on_batch(events)` is called once a turn with what happened, in order, as tuples:
+
+        (REQUEST, owner, handle, bytes)            of a connection that is not upgraded yet
+        (TEXT or BINARY, owner, handle, bytes)     one message
+        (ENDED, owner, how, (code, heard_ms))      over; `how` is one of the constants of this module
+        (DRAINED, owner, handle, version or None)  its socket took everything; with a version: presence since then was left out
+
+    `owner` is what `own` set for the connection, or its handle (an int) before that.
+    """
+
+    cdef fp_engine engine
+    cdef object on_batch
+    cdef list batch
+    cdef PyObject **owners
+    cdef uint32_t owners_capacity
+    cdef fp_job *jobs
+    cdef object flushing  # keeps the frames of the running flush alive
+
+    def __cinit__(self, on_batch, *, uint32_t heartbeat_timeout_ms=60_000, uint32_t connect_timeout_ms=10_000,
+                  uint32_t lag_time_ms=30_000, uint64_t frame_size=65536, uint64_t message_size=65536,
+                  uint32_t fragments=1024, uint32_t send_buffer=131072, uint32_t connections=1_000_000):
+        cdef fp_config config
+        cdef fp_hooks hooks
+        memset(&config, 0, sizeof(config))
+        config.limits.frame_size = frame_size
+        config.limits.message_size = message_size
+        config.limits.fragments = fragments
+        config.limits.masked = True
+        config.heartbeat_timeout_ms = heartbeat_timeout_ms
+        config.connect_timeout_ms = connect_timeout_ms
+        config.lag_time_ms = lag_time_ms
+        config.send_buffer = send_buffer
+        config.connections = connections
+        hooks.context = <void *>self
+        hooks.request = on_request
+        hooks.message = on_message
+        hooks.ended = on_ended
+        hooks.drained = on_drained
+        self.on_batch = on_batch
+        self.batch = []
+        cdef int error = fp_engine_init(&self.engine, &config, &hooks)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def __dealloc__(self):
+        self.forget_owners()
+        fp_engine_free(&self.engine)
+        free(self.owners)
+        free(self.jobs)
+
+    cdef void forget_owners(self) noexcept:
+        cdef uint32_t slot
+        for slot in range(self.owners_capacity):
+            if self.owners[slot] != NULL:
+                Py_DECREF(<object>self.owners[slot])
+                self.owners[slot] = NULL
+
+    cdef object who(self, fp_handle handle):
+        cdef uint32_t slot = <uint32_t>handle
+        if slot < self.owners_capacity and self.owners[slot] != NULL:
+            return <object>self.owners[slot]
+        return handle
+
+    cdef void disown(self, fp_handle handle) noexcept:
+        cdef uint32_t slot = <uint32_t>handle
+        cdef PyObject *owner
+        if slot < self.owners_capacity and self.owners[slot] != NULL:
+            owner = self.owners[slot]
+            self.owners[slot] = NULL
+            Py_DECREF(<object>owner)
+
+    def close_all(self):
+        """Cut every connection off, without a word to their owners; the listener stays its opener's."""
+        self.forget_owners()
+        fp_engine_free(&self.engine)
+
+    def fileno(self):
+        """The descriptor that is readable whenever `run` has something to do."""
+        return self.engine.epoll_fd
+
+    def listen(self, int fd):
+        """Accept from this listening, non-blocking TCP socket. It stays the caller's. Raises OSError."""
+        cdef int error = fp_engine_listen(&self.engine, fd)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def stop_listening(self):
+        """Accept no more."""
+        fp_engine_stop_listening(&self.engine)
+
+    def run(self):
+        """One turn: take what is ready, hand it up as one batch, send what was answered. Returns the events taken."""
+        cdef int count = fp_engine_poll(&self.engine)
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        self.deliver()
+        return count
+
+    def advance(self):
+        """Let deadlines run out; call it every 250 ms."""
+        fp_engine_advance(&self.engine)
+        self.deliver()
+
+    def send(self):
+        """Send what was gathered outside of a batch."""
+        fp_engine_send(&self.engine)
+
+    cdef int deliver(self) except -1:
+        cdef list batch
+        try:
+            while PyList_GET_SIZE(self.batch):  # an upgrade may add to it
+                batch = self.batch
+                self.batch = []
+                self.on_batch(batch)
+        finally:
+            fp_engine_send(&self.engine)
+        return 0
+
+    # Decisions. A stale handle is ignored everywhere.
+
+    def own(self, fp_handle handle, owner not None):
+        """Let `owner` stand for the connection in every later event."""
+        if fp_engine_conn(&self.engine, handle) == NULL:
+            return
+        cdef uint32_t slot = <uint32_t>handle
+        cdef PyObject **owners
+        if slot >= self.owners_capacity:
+            owners = <PyObject **>realloc(self.owners, self.engine.capacity * sizeof(PyObject *))
+            if owners == NULL:
+                raise MemoryError
+            memset(owners + self.owners_capacity, 0,
+                   (self.engine.capacity - self.owners_capacity) * sizeof(PyObject *))
+            self.owners = owners
+            self.owners_capacity = self.engine.capacity
+        self.disown(handle)
+        Py_INCREF(owner)
+        self.owners[slot] = <PyObject *>owner
+
+    def upgrade(self, fp_handle handle, bint text, uint8_t variant, bytes after not None=b""):
+        """It is a WebSocket from now on; `after` came behind the request."""
+        fp_engine_upgrade(&self.engine, handle, text, variant,
+                          <const uint8_t *>PyBytes_AS_STRING(after), PyBytes_GET_SIZE(after))
+
+    def write(self, fp_handle handle, bytes data not None, size_t bound=FP_ARENA_MAX):
+        """Gather bytes as they are; False when over `bound` bytes would wait for a full socket."""
+        return fp_engine_write(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(data),
+                               PyBytes_GET_SIZE(data), bound)
+
+    def answer(self, fp_handle handle, bytes payload not None, size_t bound=FP_ARENA_MAX):
+        """Gather one message as a frame; False when over `bound` bytes would wait for a full socket."""
+        return fp_engine_answer(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(payload),
+                                PyBytes_GET_SIZE(payload), bound)
+
+    def tell(self, fp_handle handle, bytes frame not None):
+        """Gather a whole presence frame; False when it was left out, to be caught up once the socket has drained."""
+        return fp_engine_tell(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+
+    def caught_up(self, fp_handle handle):
+        """What it had missed was gathered: presence goes on."""
+        fp_engine_caught_up(&self.engine, handle)
+
+    def close(self, fp_handle handle, uint16_t code, bytes reason not None=b""):
+        """Close a WebSocket; its owner hears no more of it."""
+        self.disown(handle)
+        fp_engine_close(&self.engine, handle, code,
+                        <const uint8_t *>PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
+
+    def finish(self, fp_handle handle):
+        """End an HTTP connection once its answer is written; its owner hears no more of it."""
+        self.disown(handle)
+        fp_engine_finish(&self.engine, handle)
+
+    def abort(self, fp_handle handle):
+        """Cut it off now; its owner hears no more of it."""
+        self.disown(handle)
+        fp_engine_abort(&self.engine, handle)
+
+    def await_request(self, fp_handle handle):
+        """An HTTP connection waits for its next request: the connect timeout begins anew."""
+        fp_engine_await_request(&self.engine, handle)
+
+    # Facts about one connection.
+
+    def address(self, fp_handle handle):
+        """The peer's address, or "" when it is gone."""
+        cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
+        if conn == NULL:
+            return ""
+        peer = socket.socket(fileno=conn.fd)
+        try:
+            return peer.getpeername()[0]
+        except OSError:
+            return ""
+        finally:
+            peer.detach()
+
+    def heard_ms(self, fp_handle handle):
+        """When its last complete frame came: monotonic milliseconds."""
+        cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
+        return conn.heard_ms if conn != NULL else 0
+
+    def lagging(self, fp_handle handle):
+        """True while its socket is full, or while it waits to be caught up."""
+        cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
+        return conn != NULL and (conn.rest != NULL or conn.missed)
+
+    # Audiences and the flush.
+
+    def new_audience(self):
+        """The number of a new, empty audience."""
+        cdef uint32_t audience = fp_audience_new(&self.engine)
+        if audience == FP_NONE:
+            raise MemoryError
+        return audience
+
+    def free_audience(self, uint32_t audience):
+        """Give it back; False while the running flush has something for it."""
+        return fp_audience_free(&self.engine, audience)
+
+    def join(self, fp_handle handle, uint32_t audience):
+        """The connection hears what is told to this audience from now on; False when the handle is stale."""
+        return fp_audience_join(&self.engine, handle, audience)
+
+    def leave(self, fp_handle handle, uint32_t audience):
+        """It hears no more of this audience; False when it did not before."""
+        return fp_audience_leave(&self.engine, handle, audience)
+
+    def audience_size(self, uint32_t audience):
+        """How many connections it has."""
+        return self.engine.audiences[audience].count if audience < self.engine.audience_count else 0
+
+    def flush_begin(self, uint64_t told, list jobs not None):
+        """Begin to tell audiences what changed since version `told`.
+
+        `jobs` has one `(audience, (frame or None, ...))` an audience, with a whole frame for each variant that is told
+        something. Raises RuntimeError while a flush is running.
+        """
+        if self.engine.running:
+            raise RuntimeError("a flush is running")
+        cdef size_t count = len(jobs)
+        cdef fp_job *native = <fp_job *>realloc(self.jobs, max(count, 1) * sizeof(fp_job))
+        cdef size_t i, variant
+        cdef bytes frame
+        if native == NULL:
+            raise MemoryError
+        self.jobs = native
+        memset(native, 0, max(count, 1) * sizeof(fp_job))
+        for i in range(count):
+            audience, frames = jobs[i]
+            native[i].audience = audience
+            for variant in range(min(len(frames), FP_VARIANTS)):
+                if frames[variant] is not None:
+                    frame = frames[variant]
+                    native[i].frames[variant].data = <const uint8_t *>PyBytes_AS_STRING(frame)
+                    native[i].frames[variant].size = PyBytes_GET_SIZE(frame)
+        self.flushing = jobs
+        if not fp_flush_begin(&self.engine, told, native, <uint32_t>count):
+            raise ValueError("jobs: no such audience")
+
+    def flush_step(self, uint32_t budget_us=2000):
+        """Go on with the flush for about `budget_us`; True when it has ended."""
+        cdef bint done = fp_flush_step(&self.engine, budget_us)
+        if done:
+            self.flushing = None
+        return done
+
+    @property
+    def flush_running(self):
+        return bool(self.engine.running)
+
+    def stats(self):
+        """Counters since the start and gauges of now, by name."""
+        return self.engine.stats

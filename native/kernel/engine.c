@@ -1,0 +1,764 @@
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "audience.h"
+
+#define LISTENER UINT64_MAX
+
+static const char FULL[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n"
+                           "Content-Type: application/json\r\nContent-Length: 67\r\n\r\n"
+                           "{\"error\":{\"code\":\"unavailable\",\"message\":\"too many connections now\"}}";
+
+uint64_t fp_now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static uint32_t slot_of(const fp_engine *engine, const fp_conn *conn)
+{
+    return (uint32_t)(conn - engine->conns);
+}
+
+static void watch(fp_engine *engine, fp_conn *conn, int operation, uint32_t events)
+{
+    struct epoll_event event = {.events = events | EPOLLRDHUP, .data.u64 = fp_engine_handle(engine, conn)};
+    epoll_ctl(engine->epoll_fd, operation, conn->fd, &event);
+}
+
+static void arm(fp_engine *engine, fp_conn *conn, uint64_t deadline_ms)
+{
+    fp_wheel_arm(&engine->wheel, slot_of(engine, conn), deadline_ms);
+}
+
+static void drop_stream(fp_conn *conn)
+{
+    if (conn->stream) {
+        free(conn->stream->buffer);
+        free(conn->stream);
+        conn->stream = NULL;
+    }
+}
+
+static void watch_listener(fp_engine *engine, bool on)
+{
+    if (engine->listener < 0 || engine->listening == on)
+        return;
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = LISTENER};
+    epoll_ctl(engine->epoll_fd, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, engine->listener, &event);
+    engine->listening = on;
+}
+
+/* The record goes back to the slab. Pieces that are still pending for it are skipped when their turn comes. */
+static void release(fp_engine *engine, fp_conn *conn)
+{
+    uint32_t slot = slot_of(engine, conn);
+    fp_audience_leave_all(engine, conn);
+    fp_wheel_cancel(&engine->wheel, slot);
+    drop_stream(conn);
+    if (conn->rest) {
+        free(conn->rest);
+        conn->rest = NULL;
+        engine->stats.lagging--;
+    }
+    if (conn->state == FP_OPEN)
+        engine->stats.open--;
+    close(conn->fd);
+    conn->fd = -1;
+    conn->state = FP_FREE;
+    conn->generation++;
+    conn->pending = FP_NONE;
+    conn->touched = 0;
+    engine->free_slots[engine->free_count++] = slot;
+    engine->stats.connections--;
+    if (!engine->listening && engine->spare_fd >= 0)
+        watch_listener(engine, true);
+}
+
+/* An owner that waits for news hears that it is over; then the record goes. */
+static void end(fp_engine *engine, fp_conn *conn, fp_end how, uint16_t code)
+{
+    if (conn->state == FP_HTTP || conn->state == FP_OPEN)
+        engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), how, code);
+    release(engine, conn);
+}
+
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
+
+static bool reserve(void **array, uint32_t *capacity, uint32_t need, size_t each)
+{
+    if (need <= *capacity)
+        return true;
+    uint32_t more = *capacity ? *capacity * 2 : 256;
+    void *moved = realloc(*array, (size_t)more * each);
+    if (!moved)
+        return false;
+    *array = moved;
+    *capacity = more;
+    return true;
+}
+
+static uint8_t *arena_room(fp_engine *engine, size_t size)
+{
+    if (engine->arena_size + size > engine->arena_capacity) {
+        size_t more = engine->arena_capacity * 2 > engine->arena_size + size ? engine->arena_capacity * 2
+                                                                             : engine->arena_size + size;
+        uint8_t *moved = realloc(engine->arena, more);
+        if (!moved)
+            return NULL;
+        engine->arena = moved;
+        engine->arena_capacity = more;
+    }
+    return engine->arena + engine->arena_size;
+}
+
+/* Bytes for this connection, to be sent with everything else that this turn has for it. */
+static bool gather(fp_engine *engine, fp_conn *conn, const struct iovec *parts, unsigned count)
+{
+    size_t size = 0;
+    for (unsigned i = 0; i < count; i++)
+        size += parts[i].iov_len;
+    if (engine->arena_size + size > FP_ARENA_MAX)
+        fp_engine_send(engine); /* may leave a rest: see the caller */
+    uint8_t *at = arena_room(engine, size);
+    if (!at || !reserve((void **)&engine->pieces, &engine->piece_capacity, engine->piece_count + 1, sizeof(fp_piece)) ||
+        !reserve((void **)&engine->touched, &engine->touched_capacity, engine->touched_count + 1, sizeof(uint32_t)))
+        return false;
+    for (unsigned i = 0; i < count; i++) {
+        if (parts[i].iov_len)
+            memcpy(at, parts[i].iov_base, parts[i].iov_len);
+        at += parts[i].iov_len;
+    }
+    uint32_t slot = slot_of(engine, conn);
+    fp_piece *last = conn->pending == FP_NONE ? NULL : &engine->pieces[conn->pending_last];
+    if (last && last->offset + last->size == engine->arena_size) {
+        last->size += size; /* one behind the other: one piece */
+    } else {
+        uint32_t piece = engine->piece_count++;
+        engine->pieces[piece] = (fp_piece){.conn = slot, .next = FP_NONE, .offset = engine->arena_size, .size = size};
+        if (last)
+            last->next = piece;
+        else
+            conn->pending = piece;
+        conn->pending_last = piece;
+    }
+    engine->arena_size += size;
+    if (!conn->touched) {
+        conn->touched = 1;
+        engine->touched[engine->touched_count++] = slot;
+    }
+    return true;
+}
+
+static bool append_rest(fp_conn *conn, const struct iovec *parts, unsigned count)
+{
+    fp_rest *rest = conn->rest;
+    size_t size = 0;
+    for (unsigned i = 0; i < count; i++)
+        size += parts[i].iov_len;
+    if (rest->size + size > rest->capacity) {
+        size_t capacity = 2 * (rest->size + size);
+        rest = realloc(rest, sizeof *rest + capacity);
+        if (!rest)
+            return false;
+        rest->capacity = capacity;
+        conn->rest = rest;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (parts[i].iov_len)
+            memcpy(rest->data + rest->size, parts[i].iov_base, parts[i].iov_len);
+        rest->size += parts[i].iov_len;
+    }
+    return true;
+}
+
+/* The socket took `done` of these pieces: keep what is left, wait until it takes more, and read no more meanwhile. */
+static void keep_rest(fp_engine *engine, fp_conn *conn, const struct iovec *pieces, unsigned count, size_t done, size_t size)
+{
+    fp_rest *rest = malloc(sizeof *rest + (size - done));
+    if (!rest) {
+        shutdown(conn->fd, SHUT_RDWR); /* half a frame was sent: nothing can follow it */
+        return;
+    }
+    *rest = (fp_rest){.capacity = size - done, .since_ms = engine->now_ms};
+    for (unsigned i = 0; i < count; i++) {
+        size_t skip = done < pieces[i].iov_len ? done : pieces[i].iov_len;
+        memcpy(rest->data + rest->size, (uint8_t *)pieces[i].iov_base + skip, pieces[i].iov_len - skip);
+        rest->size += pieces[i].iov_len - skip;
+        done -= skip;
+    }
+    conn->rest = rest;
+    conn->writing = 1;
+    engine->stats.lagging++;
+    watch(engine, conn, EPOLL_CTL_MOD, EPOLLOUT);
+    if (conn->state == FP_OPEN)
+        arm(engine, conn, engine->now_ms + engine->config.lag_time_ms);
+}
+
+void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsigned count)
+{
+    while (conn->pending != FP_NONE || count) {
+        struct iovec pieces[FP_JOINED];
+        unsigned used = 0;
+        size_t size = 0;
+        for (; conn->pending != FP_NONE && used < FP_JOINED; used++) {
+            const fp_piece *piece = &engine->pieces[conn->pending];
+            pieces[used] = (struct iovec){engine->arena + piece->offset, piece->size};
+            size += piece->size;
+            conn->pending = piece->next;
+        }
+        for (; count && used < FP_JOINED; used++, count--, frames++) {
+            pieces[used] = (struct iovec){(void *)frames->data, frames->size};
+            size += frames->size;
+        }
+        if (conn->rest) {
+            append_rest(conn, pieces, used);
+            continue;
+        }
+        ssize_t sent;
+        do {
+            if (used == 1) {
+                sent = send(conn->fd, pieces[0].iov_base, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+            } else {
+                struct msghdr message = {.msg_iov = pieces, .msg_iovlen = used};
+                sent = sendmsg(conn->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+            }
+        } while (sent < 0 && errno == EINTR);
+        engine->stats.sends++;
+        if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+            conn->pending = FP_NONE; /* broken: epoll tells of it */
+            return;
+        }
+        size_t done = sent < 0 ? 0 : (size_t)sent;
+        engine->stats.bytes_sent += done;
+        if (done < size)
+            keep_rest(engine, conn, pieces, used, done, size);
+    }
+    if (conn->ending && !conn->rest)
+        shutdown(conn->fd, SHUT_WR);
+}
+
+void fp_engine_send(fp_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->touched_count; i++) {
+        fp_conn *conn = &engine->conns[engine->touched[i]];
+        conn->touched = 0;
+        if (conn->state != FP_FREE && conn->pending != FP_NONE)
+            fp_conn_send(engine, conn, NULL, 0);
+    }
+    engine->touched_count = 0;
+    engine->piece_count = 0;
+    engine->arena_size = 0;
+}
+
+static bool put(fp_engine *engine, fp_conn *conn, const struct iovec *parts, unsigned count, size_t bound)
+{
+    if (!conn->rest)
+        return gather(engine, conn, parts, count);
+    size_t size = conn->rest->size - conn->rest->done;
+    for (unsigned i = 0; i < count; i++)
+        size += parts[i].iov_len;
+    return size <= bound && append_rest(conn, parts, count);
+}
+
+static bool put_frame(fp_engine *engine, fp_conn *conn, uint8_t opcode, const uint8_t *data, size_t size, size_t bound)
+{
+    uint8_t head[FP_SERVER_HEADER_MAX];
+    struct iovec parts[2] = {{head, fp_frame_header(head, opcode, size)}, {(void *)data, size}};
+    engine->stats.frames_sent++;
+    return put(engine, conn, parts, 2, bound);
+}
+
+/* A close frame, then our half of the stream ends; what still comes is discarded for a while, so that the frame is not
+ * lost to a reset. */
+static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const void *reason, size_t size, fp_state state)
+{
+    uint8_t payload[FP_CONTROL_MAX];
+    size_t used = 0;
+    if (code != 1005) {
+        payload[0] = (uint8_t)(code >> 8);
+        payload[1] = (uint8_t)code;
+        size = size < FP_CONTROL_MAX - 2 ? size : FP_CONTROL_MAX - 2;
+        if (size)
+            memcpy(payload + 2, reason, size);
+        used = 2 + size;
+    }
+    if (conn->state == FP_OPEN)
+        engine->stats.open--;
+    fp_audience_leave_all(engine, conn);
+    conn->missed = 0;
+    conn->state = (uint8_t)state;
+    put_frame(engine, conn, FP_OP_CLOSE, payload, used, SIZE_MAX);
+    if (state == FP_LINGER) {
+        conn->ending = 1;
+        drop_stream(conn);
+    }
+    arm(engine, conn, engine->now_ms + (state == FP_LINGER && !conn->rest ? FP_LINGER_MS : FP_CLOSE_MS));
+}
+
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
+
+static void violate(fp_engine *engine, fp_conn *conn, uint16_t code, const char *reason)
+{
+    bool open = conn->state == FP_OPEN;
+    put_close(engine, conn, code, reason, strlen(reason), FP_LINGER);
+    if (open)
+        engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_VIOLATION, code);
+}
+
+/* False when the connection no longer takes frames. */
+static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event)
+{
+    if (event->opcode == FP_OP_PING && conn->state == FP_OPEN)
+        put_frame(engine, conn, FP_OP_PONG, event->data, event->size, FP_ARENA_MAX);
+    if (event->opcode != FP_OP_CLOSE)
+        return true;
+    uint16_t code;
+    uint16_t wrong = fp_close_check(event->data, event->size, &code);
+    if (conn->state == FP_CLOSING) { /* the answer to our own */
+        conn->state = FP_LINGER;
+        conn->ending = 1;
+        drop_stream(conn);
+        if (!conn->rest && conn->pending == FP_NONE)
+            shutdown(conn->fd, SHUT_WR);
+        arm(engine, conn, engine->now_ms + FP_LINGER_MS);
+    } else if (wrong) {
+        violate(engine, conn, wrong, "bad close frame");
+    } else {
+        put_close(engine, conn, code, NULL, 0, FP_LINGER); /* section 5.5.1: echo the code */
+        engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_CLOSED, code);
+    }
+    return false;
+}
+
+/* Bytes of an open connection: in place where whole frames came, else through the connection's own stream. */
+static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
+{
+    fp_stream local;
+    fp_stream *stream = conn->stream;
+    if (!stream) {
+        memset(&local, 0, offsetof(fp_stream, control));
+        stream = &local;
+    }
+    fp_handle handle = fp_engine_handle(engine, conn);
+    bool heard = false;
+    fp_event event;
+    for (;;) {
+        fp_result result = fp_stream_next(stream, &engine->config.limits, &data, &size, &event);
+        if (result == FP_MESSAGE) {
+            heard = true;
+            engine->stats.frames_received++;
+            if (conn->state == FP_OPEN)
+                engine->hooks.message(engine->hooks.context, handle, event.opcode, event.data, event.size);
+        } else if (result == FP_CONTROL) {
+            heard = true;
+            if (!take_control(engine, conn, &event))
+                break;
+        } else if (result == FP_ROOM) {
+            /* In step with the bytes that came, never with a length that was announced. */
+            size_t room = event.size > 2 * stream->capacity ? event.size : 2 * stream->capacity;
+            uint8_t *moved = realloc(stream->buffer, room);
+            if (!moved) {
+                violate(engine, conn, 1011, "out of memory");
+                break;
+            }
+            stream->buffer = moved;
+            stream->capacity = room;
+        } else {
+            if (result == FP_ERROR)
+                violate(engine, conn, event.close_code, event.reason);
+            break;
+        }
+    }
+    if (conn->state == FP_LINGER) { /* conn->stream is dropped already */
+        if (stream == &local)
+            free(local.buffer);
+        return;
+    }
+    if (heard && conn->state == FP_OPEN) {
+        conn->heard_ms = engine->now_ms;
+        if (!conn->rest)
+            arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+    }
+    if (fp_stream_idle(stream)) {
+        if (stream == &local)
+            free(local.buffer);
+        else
+            drop_stream(conn);
+    } else if (stream == &local) {
+        conn->stream = malloc(sizeof *stream);
+        if (conn->stream)
+            *conn->stream = local;
+        else
+            free(local.buffer), violate(engine, conn, 1011, "out of memory");
+    }
+}
+
+static void read_ready(fp_engine *engine, fp_conn *conn)
+{
+    ssize_t size = recv(conn->fd, engine->read_buffer, FP_READ, MSG_DONTWAIT);
+    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+        return;
+    if (size <= 0) {
+        end(engine, conn, FP_LOST, 1006);
+        return;
+    }
+    engine->stats.bytes_received += (uint64_t)size;
+    if (conn->state == FP_HTTP) {
+        engine->hooks.request(engine->hooks.context, fp_engine_handle(engine, conn), engine->read_buffer, (size_t)size);
+    } else if (conn->state == FP_LINGER) {
+        conn->discarded += (uint32_t)size;
+        if (conn->discarded > FP_LINGER_READ)
+            release(engine, conn);
+    } else {
+        feed(engine, conn, engine->read_buffer, (size_t)size);
+    }
+}
+
+static void write_ready(fp_engine *engine, fp_conn *conn)
+{
+    fp_rest *rest = conn->rest;
+    ssize_t sent = send(conn->fd, rest->data + rest->done, rest->size - rest->done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0) {
+        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+            end(engine, conn, FP_LOST, 1006);
+        return;
+    }
+    engine->stats.sends++;
+    engine->stats.bytes_sent += (uint64_t)sent;
+    rest->done += (size_t)sent;
+    if (rest->done < rest->size)
+        return;
+    free(rest);
+    conn->rest = NULL;
+    conn->writing = 0;
+    engine->stats.lagging--;
+    watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
+    if (conn->ending) {
+        shutdown(conn->fd, SHUT_WR);
+        arm(engine, conn, engine->now_ms + FP_LINGER_MS);
+    } else if (conn->state == FP_OPEN) {
+        conn->heard_ms = engine->now_ms; /* it reads, so it lives; what it sent meanwhile is read next */
+        arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+    }
+    if (conn->state == FP_OPEN || conn->state == FP_HTTP)
+        engine->hooks.drained(engine->hooks.context, fp_engine_handle(engine, conn), conn->missed, conn->missed_from);
+}
+
+/* ---- accepting -------------------------------------------------------------------------------------------------- */
+
+static bool grow(fp_engine *engine)
+{
+    uint32_t capacity = engine->capacity ? engine->capacity * 2 : 256;
+    fp_conn *conns = realloc(engine->conns, capacity * sizeof *conns);
+    if (!conns)
+        return false;
+    engine->conns = conns;
+    fp_timer *timers = realloc(engine->timers, capacity * sizeof *timers);
+    if (!timers)
+        return false;
+    engine->timers = timers;
+    uint32_t *slots = realloc(engine->free_slots, capacity * sizeof *slots);
+    if (!slots)
+        return false;
+    engine->free_slots = slots;
+    memset(conns + engine->capacity, 0, (capacity - engine->capacity) * sizeof *conns);
+    fp_wheel_use(&engine->wheel, timers, engine->capacity, capacity);
+    for (uint32_t slot = capacity; slot-- > engine->capacity;)
+        slots[engine->free_count++] = slot;
+    engine->capacity = capacity;
+    return true;
+}
+
+/* One connection that we have no room for: say so, where it costs nothing. */
+static void refuse(fp_engine *engine, int fd)
+{
+    engine->stats.refused++;
+    if (send(fd, FULL, sizeof FULL - 1, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+        shutdown(fd, SHUT_WR);
+    close(fd);
+}
+
+/* Out of descriptors: the spare one answers the next in the queue, then the listener leaves the set until one is free. */
+static void refuse_with_spare(fp_engine *engine)
+{
+    if (engine->spare_fd < 0)
+        return;
+    close(engine->spare_fd);
+    int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0)
+        refuse(engine, fd);
+    engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    watch_listener(engine, false);
+}
+
+static void accept_ready(fp_engine *engine)
+{
+    for (int i = 0; i < FP_ACCEPTS; i++) {
+        int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+                refuse_with_spare(engine);
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            return;
+        }
+        if (engine->stats.connections >= engine->config.connections || (!engine->free_count && !grow(engine))) {
+            refuse(engine, fd);
+            continue;
+        }
+        fp_conn *conn = &engine->conns[engine->free_slots[--engine->free_count]];
+        uint32_t generation = conn->generation;
+        *conn = (fp_conn){
+            .fd = fd, .generation = generation, .state = FP_HTTP, .member = FP_NONE, .pending = FP_NONE,
+            .heard_ms = engine->now_ms,
+        };
+        engine->stats.accepted++;
+        engine->stats.connections++;
+        arm(engine, conn, engine->now_ms + engine->config.connect_timeout_ms);
+        watch(engine, conn, EPOLL_CTL_ADD, EPOLLIN);
+    }
+}
+
+/* ---- the turn --------------------------------------------------------------------------------------------------- */
+
+int fp_engine_poll(fp_engine *engine)
+{
+    struct epoll_event events[FP_EVENTS];
+    int count = epoll_wait(engine->epoll_fd, events, FP_EVENTS, 0);
+    if (count < 0)
+        return errno == EINTR ? 0 : -errno;
+    engine->now_ms = fp_now_ms();
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.u64 == LISTENER) {
+            accept_ready(engine);
+            continue;
+        }
+        fp_conn *conn = fp_engine_conn(engine, events[i].data.u64);
+        if (!conn)
+            continue; /* went earlier in this batch */
+        if (conn->writing) {
+            if (events[i].events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP))
+                end(engine, conn, FP_LOST, 1006);
+            else if (events[i].events & EPOLLOUT)
+                write_ready(engine, conn);
+        } else {
+            read_ready(engine, conn);
+        }
+    }
+    return count;
+}
+
+static void run_out(fp_engine *engine, fp_conn *conn)
+{
+    fp_handle handle = fp_engine_handle(engine, conn);
+    if (conn->state != FP_OPEN) {
+        end(engine, conn, FP_UNFINISHED, 1006);
+    } else if (conn->rest) {
+        uint64_t limit = conn->rest->since_ms + engine->config.lag_time_ms;
+        if (engine->now_ms < limit) {
+            arm(engine, conn, limit);
+            return;
+        }
+        engine->hooks.ended(engine->hooks.context, handle, FP_LAGGED, 4009);
+        put_close(engine, conn, 4009, "too slow for too long", 21, FP_CLOSING);
+    } else {
+        uint64_t limit = conn->heard_ms + engine->config.heartbeat_timeout_ms;
+        if (engine->now_ms < limit) {
+            arm(engine, conn, limit);
+            return;
+        }
+        engine->hooks.ended(engine->hooks.context, handle, FP_SILENT, 4008);
+        put_close(engine, conn, 4008, "heartbeat timeout", 17, FP_CLOSING);
+    }
+}
+
+void fp_engine_advance(fp_engine *engine)
+{
+    uint32_t due[256];
+    size_t count;
+    engine->now_ms = fp_now_ms();
+    do {
+        count = fp_wheel_advance(&engine->wheel, engine->now_ms, due, 256);
+        for (size_t i = 0; i < count; i++)
+            if (engine->conns[due[i]].state != FP_FREE)
+                run_out(engine, &engine->conns[due[i]]);
+    } while (count == 256);
+    if (!engine->listening && engine->spare_fd >= 0)
+        watch_listener(engine, true); /* descriptors may have come free elsewhere */
+}
+
+/* ---- decisions -------------------------------------------------------------------------------------------------- */
+
+void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, uint8_t variant, const uint8_t *after, size_t size)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || conn->state != FP_HTTP)
+        return;
+    conn->state = FP_OPEN;
+    conn->text = text;
+    conn->variant = variant < FP_VARIANTS ? variant : 0;
+    conn->heard_ms = engine->now_ms;
+    engine->stats.open++;
+    arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+    if (size && size <= FP_READ) {
+        memcpy(engine->read_buffer, after, size); /* unmasking needs bytes of our own */
+        feed(engine, conn, engine->read_buffer, size);
+    }
+}
+
+bool fp_engine_write(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || (conn->state != FP_HTTP && conn->state != FP_OPEN))
+        return false;
+    fp_flush_settle(engine, conn);
+    struct iovec part = {(void *)data, size};
+    return put(engine, conn, &part, 1, bound);
+}
+
+bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || conn->state != FP_OPEN)
+        return false;
+    fp_flush_settle(engine, conn);
+    return put_frame(engine, conn, conn->text ? FP_OP_TEXT : FP_OP_BINARY, data, size, bound);
+}
+
+bool fp_engine_tell(fp_engine *engine, fp_handle handle, const uint8_t *frame, size_t size)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || conn->state != FP_OPEN)
+        return false;
+    if (conn->rest || conn->missed) {
+        if (!conn->missed) {
+            conn->missed = 1;
+            conn->missed_from = engine->told;
+        }
+        engine->stats.skipped++;
+        return false;
+    }
+    fp_flush_settle(engine, conn);
+    struct iovec part = {(void *)frame, size};
+    engine->stats.frames_sent++;
+    engine->stats.deliveries++;
+    return put(engine, conn, &part, 1, SIZE_MAX);
+}
+
+void fp_engine_caught_up(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn)
+        return;
+    conn->missed = 0;
+    conn->run = engine->run; /* what it was just told is newer than a flush that runs now */
+}
+
+void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const uint8_t *reason, size_t size)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn && conn->state == FP_OPEN)
+        put_close(engine, conn, code, reason, size, FP_CLOSING);
+}
+
+void fp_engine_finish(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || conn->state != FP_HTTP)
+        return;
+    conn->state = FP_LINGER;
+    conn->ending = 1;
+    if (!conn->rest && conn->pending == FP_NONE)
+        shutdown(conn->fd, SHUT_WR);
+    arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
+}
+
+void fp_engine_abort(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn)
+        release(engine, conn);
+}
+
+void fp_engine_await_request(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn && conn->state == FP_HTTP)
+        arm(engine, conn, engine->now_ms + engine->config.connect_timeout_ms);
+}
+
+/* ---- birth and end ---------------------------------------------------------------------------------------------- */
+
+int fp_engine_init(fp_engine *engine, const fp_config *config, const fp_hooks *hooks)
+{
+    memset(engine, 0, sizeof *engine);
+    engine->config = *config;
+    engine->hooks = *hooks;
+    engine->listener = engine->spare_fd = -1;
+    engine->free_member = FP_NONE;
+    engine->now_ms = fp_now_ms();
+    engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (engine->epoll_fd < 0)
+        return -errno;
+    engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    engine->read_buffer = malloc(FP_READ);
+    if (!engine->read_buffer)
+        return -ENOMEM;
+    fp_wheel_init(&engine->wheel, engine->heads, FP_WHEEL_SLOTS, FP_TICK_MS, engine->now_ms);
+    return 0;
+}
+
+int fp_engine_listen(fp_engine *engine, int fd)
+{
+    int one = 1, size = (int)engine->config.send_buffer;
+    /* Accepted sockets inherit both: two system calls less for each. */
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size) < 0)
+        return -errno;
+    engine->listener = fd;
+    watch_listener(engine, true);
+    return 0;
+}
+
+void fp_engine_stop_listening(fp_engine *engine)
+{
+    watch_listener(engine, false);
+    engine->listener = -1;
+}
+
+void fp_engine_free(fp_engine *engine)
+{
+    fp_engine_stop_listening(engine);
+    for (uint32_t slot = 0; slot < engine->capacity; slot++)
+        if (engine->conns[slot].state != FP_FREE)
+            release(engine, &engine->conns[slot]);
+    for (uint32_t audience = 0; audience < engine->audience_count; audience++)
+        free(engine->audiences[audience].members);
+    if (engine->epoll_fd >= 0)
+        close(engine->epoll_fd);
+    if (engine->spare_fd >= 0)
+        close(engine->spare_fd);
+    free(engine->conns);
+    free(engine->timers);
+    free(engine->free_slots);
+    free(engine->read_buffer);
+    free(engine->arena);
+    free(engine->pieces);
+    free(engine->touched);
+    free(engine->audiences);
+    free(engine->members);
+    memset(engine, 0, sizeof *engine);
+    engine->epoll_fd = engine->listener = engine->spare_fd = -1;
+}
