@@ -1,0 +1,1 @@
+"""What fastpresence costs, beside what plain C costs. `python -m bench list` names the questions."""

@@ -1,0 +1,178 @@
+"""One swarm process: brought up against one server, told to run, ended. Its words are in `swarm.c`."""
+
+import contextlib
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from bench.load.build import program
+from bench.load.report import BenchError
+from bench.load.servers import Cpus, Server
+
+__all__ = ["Run", "Swarm"]
+
+READY_TIMEOUT_S: Final = 150
+END_TIMEOUT_S: Final = 10
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What the swarm says of one run. The lower part is each mode's own."""
+
+    mode: str
+    seconds: float  #: of the measured window
+    operations: int
+    server_cpu_ns: int  #: within the window
+    sent: int
+    frames: int
+    frame_bytes: int  #: heads included
+    entries: int
+    errors: int  #: `error` frames, since the start
+    lost: int  #: connections, since the start
+    unfinished: bool  #: something in flight never came
+    swarm_cpu: float  #: of one core; a spinning swarm takes all of it
+    swarm_busy: float  #: share of the window in which the swarm had work: near 1, it and not the server is the limit
+
+    receivers: int = 0
+    rounds: int = 0
+    round_ms: float = 0.0
+    payload_min: int = 0
+    payload_max: int = 0
+    connections: int = 0
+    unanswered: int = 0
+    changes: int = 0
+    observers: int = 0
+    wrong: int = 0
+    matched_too_old: int = 0
+    rev_differs: int = 0
+    rev_back: int = 0
+    unmatched: int = 0
+    repeated: int = 0
+    snapshots: int = 0
+    sent_late_ms: float = 0.0
+    samples: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    p999_ms: float = 0.0
+    max_ms: float = 0.0
+    frames_a_second: float = 0.0
+    frames_max_in_a_second: int = 0
+
+    @property
+    def us_per_operation(self) -> float:
+        return self.server_cpu_ns / 1000 / self.operations if self.operations else float("inf")
+
+    @property
+    def payload_bytes(self) -> int:
+        """The mean payload of the frames received."""
+        if not self.frames:
+            return 0
+        frame = self.frame_bytes / self.frames
+        return round(frame - (2 if frame < 128 else 4 if frame < 65540 else 10))
+
+    def faults(self) -> list[str]:
+        """What must not happen in any run."""
+        found = []
+        if not self.operations:
+            found.append(f"{self.mode}: nothing was done")
+        if self.errors:
+            found.append(f"{self.mode}: {self.errors} error frames")
+        if self.lost:
+            found.append(f"{self.mode}: {self.lost} connections lost")
+        if self.unfinished:
+            found.append(f"{self.mode}: answers or deliveries that never came")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+class Swarm:
+    """A context: on entry every connection is up, on exit every one is closed and the process is gone."""
+
+    def __init__(
+        self,
+        mode: str,
+        server: Server,
+        cpus: Cpus,
+        *,
+        connections: int,
+        tokens: Path,
+        observer_token: str = "none",
+        publishers: int = 0,
+        options: Sequence[str] = (),
+    ) -> None:
+        self._server = server
+        self._cpus = cpus
+        self._command = [
+            *(str(program("swarm")), mode, "--port", str(server.port), "--server-pid", str(server.pid)),
+            *("--connections", str(connections), "--publishers", str(publishers)),
+            *("--tokens", str(tokens), "--observer-token", observer_token),
+            *(["--real"] if server.is_real else []),
+            *options,
+        ]
+        self._buffer = b""
+        self._process: subprocess.Popen[bytes] | None = None
+        self.bring_up_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            os.sched_setaffinity(self._process.pid, {self._cpus.swarm})
+            self.bring_up_seconds = float(self._answer(READY_TIMEOUT_S)["seconds"])
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def run(self, amount: float, *, warmup_s: float = 0.0, payload_bytes: int = 0) -> Run:
+        """`amount` is seconds; for handshakes it is how many."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes}\n".encode())
+        self._process.stdin.flush()
+        return msgspec.convert(self._answer(amount + warmup_s + 60), Run)
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise BenchError(f"the swarm ({self._server.name}) said nothing for {timeout_s:.0f} s")
+                chunk = os.read(self._process.stdout.fileno(), 65536)
+                if not chunk:
+                    raise BenchError(f"the swarm ({self._server.name}) gave up: see its line above")
+                self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        answer: dict[str, Any] = msgspec.json.decode(line)
+        return answer
+
+    def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # the end of its input is its word to quit
+        try:
+            process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

@@ -1,0 +1,65 @@
+"""What the kernel says of a process: memory, children; and which CPU it may use. Linux only.
+
+Time on a CPU is read by the swarm itself, in the same moment as its counters.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Memory", "descendants", "machine_ticks", "memory", "pin"]
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """User memory of one process, in bytes. Kernel memory of its sockets is not in it."""
+
+    pss: int  #: shared pages counted by share
+    private_dirty: int  #: pages that only this process has and has written
+
+    def __sub__(self, other: "Memory") -> "Memory":
+        return Memory(self.pss - other.pss, self.private_dirty - other.private_dirty)
+
+
+def memory(pid: int) -> Memory:
+    kilobytes = {}
+    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines()[1:]:
+        name, value = line.split(":", 1)
+        kilobytes[name] = int(value.split()[0])
+    return Memory(kilobytes["Pss"] * 1024, kilobytes["Private_Dirty"] * 1024)
+
+
+def threads(pid: int) -> list[int]:
+    return [int(task.name) for task in (PROC / str(pid) / "task").iterdir()]
+
+
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """Process id and command line of every child, grandchild and so on of `pid`."""
+    try:
+        children = [
+            int(child) for task in threads(pid) for child in (PROC / f"{pid}/task/{task}/children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return
+    for child in children:
+        try:
+            command = (PROC / str(child) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except FileNotFoundError:
+            continue
+        yield child, command
+        yield from descendants(child)
+
+
+def pin(pid: int, cpu: int) -> None:
+    """Ties every thread of `pid` to one CPU; threads and children that come later inherit it."""
+    for task in threads(pid):
+        os.sched_setaffinity(task, {cpu})
+
+
+def machine_ticks() -> tuple[int, int]:
+    """Ticks of all CPUs since boot: all of them, and those that the host took away (steal)."""
+    values = [int(value) for value in (PROC / "stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(values), values[7]

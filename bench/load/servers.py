@@ -1,0 +1,156 @@
+"""The two servers of every comparison: the real one, started as a user would start it, and the C limit.
+
+Both are pinned to the same CPU; the swarm, this driver and the node process share another one. Only the one that is
+measured is driven: a server that nobody talks to costs nothing. What is charged is the process that holds the sockets:
+for the real server the worker, not the node process.
+
+Every process started here is ended here, by its own id.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.load import procfs
+from bench.load.build import program
+from bench.load.report import BenchError
+from bench.load.tokens import SECRET
+
+__all__ = ["LIMITS_OFF", "LONG_SILENCE", "Cpus", "Server", "real", "rival"]
+
+START_TIMEOUT_S: Final = 20
+END_TIMEOUT_S: Final = 10
+#: A swarm sends more on one connection than any client may; the check itself stays in.
+LIMITS_OFF: Final = {"FASTPRESENCE_LIMITS_RATE": "1000000", "FASTPRESENCE_LIMITS_BURST": "1000000"}
+#: Observers of the swarm only listen; the deadline is still kept for each of them.
+LONG_SILENCE: Final = {
+    "FASTPRESENCE_PRESENCE_HEARTBEAT_INTERVAL": "1800",
+    "FASTPRESENCE_PRESENCE_HEARTBEAT_TIMEOUT": "3600",
+}
+_PORT = re.compile(r"127\.0\.0\.1:(\d+)|\"port\": ?(\d+)|\bport=(\d+)")
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """Who runs where. With one CPU both are the same, and figures mean little."""
+
+    server: int
+    swarm: int
+
+    @classmethod
+    def allowed(cls) -> "Cpus":
+        cpus = sorted(os.sched_getaffinity(0))
+        return cls(cpus[0], cpus[-1])
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `pid` is the process that holds the sockets."""
+
+    name: str
+    port: int
+    pid: int
+    is_real: bool
+    log: Path | None = None
+
+    def complaints(self) -> list[str]:
+        """What the server logged, the line about listening aside."""
+        if self.log is None:
+            return []
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if line.strip() and "listening" not in line]
+
+
+@contextlib.contextmanager
+def rival(cpus: Cpus) -> Iterator[Server]:
+    """The C limit."""
+    process = subprocess.Popen([str(program("epoll_server")), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        procfs.pin(process.pid, cpus.server)
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        if len(words) != 2:
+            raise BenchError("the C server did not start")
+        yield Server("C limit", int(words[1]), process.pid, is_real=False)
+    finally:
+        _end(process)
+
+
+@contextlib.contextmanager
+def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
+    """fastpresence with one worker, no database, and `settings` (environment variables) on top."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FASTPRESENCE_")}
+    env |= {
+        "FASTPRESENCE_AUTH_TOKEN_KEYS": f"k1:{SECRET}",
+        "FASTPRESENCE_AUTH_API_KEYS": f"api-{SECRET}",
+        "FASTPRESENCE_DATABASE_URL": "none",
+        "FASTPRESENCE_SERVER_HOST": "127.0.0.1",
+        "FASTPRESENCE_SERVER_DRAIN_TIME": "0",
+        "FASTPRESENCE_ADMIN_PORT": "0",
+        "FASTPRESENCE_LOG_LEVEL": "warning",
+        "XDG_STATE_HOME": str(directory),
+        **LIMITS_OFF,
+        **settings,
+    }
+    log = directory / f"server-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "fastpresence", "serve", "--port", "0", "--workers", "1"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    worker: int | None = None
+    try:
+        procfs.pin(process.pid, cpus.swarm)
+        port, worker = _wait_until_up(process, log)
+        procfs.pin(worker, cpus.server)
+        yield Server("fastpresence", port, worker, is_real=True, log=log)
+    finally:
+        _end(process)
+        if worker is not None:
+            _end_orphan(worker)
+
+
+def _wait_until_up(process: "subprocess.Popen[bytes]", log: Path) -> tuple[int, int]:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BenchError(f"fastpresence ended at once, code {process.returncode}:\n{_tail(log)}")
+        workers = [pid for pid, command in procfs.descendants(process.pid) if "fastpresence.worker" in command]
+        for line in log.read_text(errors="replace").splitlines():
+            found = _PORT.search(line) if "listening" in line and "admin" not in line else None
+            if found and workers:
+                return int(next(group for group in found.groups() if group)), workers[0]
+        time.sleep(0.02)
+    raise BenchError(f"fastpresence was not up within {START_TIMEOUT_S} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+
+
+def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _end_orphan(worker: int) -> None:
+    """A worker that outlived its node process, which must not happen, is ended all the same."""
+    try:
+        command = Path(f"/proc/{worker}/cmdline").read_bytes()
+        if b"fastpresence.worker" in command:
+            os.kill(worker, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
