@@ -6,6 +6,7 @@ nothing could be measured. A quick run judges right and wrong, not speed.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:<12} {question}")
         return 0
     names = list(SCENARIOS) if "all" in given.names else list(dict.fromkeys(given.names))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on every way out
     try:
         return measure(names, quick=given.quick, json_file=given.json)
     except BenchError as error:

@@ -50,7 +50,8 @@ def sync(setting: Setting) -> Outcome:
         f"worker {run.server_cpu_ns / 1e9 / run.seconds:.2f} cores, swarm busy {run.swarm_busy:.2f}",
         f"{run.entries / max(1, run.frames):.1f} entries, {run.frame_bytes / max(1, run.frames):,.0f} bytes a frame; "
         f"at most {run.frames_max_in_a_second} frames in any one second at any one observer",
-        f"{run.repeated} entries came twice, {run.matched_too_old} final states were matched with an older equal one",
+        f"p99 is {run.p99_newest_ms:.1f} ms when an entry is taken for the newest change it can be, not the oldest; "
+        f"{run.matched_too_old} final states were matched too old; {run.repeated} entries came twice",
     ]
     if run.changes < rate * (seconds + warmup_s) * 0.98:
         outcome.faults.append(f"the swarm sent only {run.changes} changes")

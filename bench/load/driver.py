@@ -61,6 +61,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float = 0.0
     p999_ms: float = 0.0
     max_ms: float = 0.0
+    p99_newest_ms: float = 0.0  #: with each entry matched with the newest change it can be, not the oldest
     frames_a_second: float = 0.0
     frames_max_in_a_second: int = 0
 

@@ -6,17 +6,22 @@
  * Each observer keeps, per host, the last rev and the last change it was shown. A new entry is matched with the oldest
  * change of that host that is later than the last one matched and has that status: latency is never taken too small, and
  * a match exists exactly when what the observer saw is a subsequence of what was sent. Statuses follow each other in no
- * fixed order, so that a match that was too old does not stay too old for good. Changes that were conflated away have no
- * latency: what replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
+ * fixed order, so that a match that was too old does not stay too old for good. Where several changes of one host are
+ * conflated into one entry the oldest match falls behind the truth; a second histogram therefore takes the newest one
+ * that had been sent by the time the entry's rev says (microseconds of the same machine's clock). The truth lies between
+ * the two; with few changes conflated they are the same. Changes that were conflated away have no latency: what replaced
+ * them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
  */
 #include "swarm.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct host {
-    uint8_t *statuses;   /* by change number; 0 is the user_online */
+    uint8_t *statuses;     /* by change number; 0 is the user_online */
+    uint64_t *sent_us;     /* the same: wall clock, when it was sent */
     uint32_t sent, before; /* changes sent in all, and before this run */
 };
 
@@ -28,10 +33,17 @@ struct shown {
 static struct host *hosts;
 static struct shown *shown;     /* [observer][host] */
 static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the run, in the current second */
-static struct histogram latency;
+static struct histogram latency, newest_latency;
 static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, late_ns, second_ns;
 static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
 static uint32_t capacity;
+
+static uint64_t wall_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
 
 static uint64_t due(uint64_t change)
 {
@@ -52,10 +64,11 @@ static void start(double amount, uint32_t bytes)
     capacity += (uint32_t)((amount + 60) * options.rate / options.publishers) + 2;
     for (uint32_t i = 0; i < options.publishers; i++) {
         hosts[i].statuses = realloc(hosts[i].statuses, capacity);
-        if (!hosts[i].statuses)
+        hosts[i].sent_us = realloc(hosts[i].sent_us, capacity * sizeof *hosts[i].sent_us);
+        if (!hosts[i].statuses || !hosts[i].sent_us)
             die("out of memory");
         if (!hosts[i].sent)
-            hosts[i].statuses[0] = ONLINE;
+            hosts[i].statuses[0] = ONLINE, hosts[i].sent_us[0] = 0;
         hosts[i].before = hosts[i].sent;
     }
     next_change = 0;
@@ -70,6 +83,7 @@ static void window(bool begins)
     }
     window_ns = second_ns = now_ns();
     memset(&latency, 0, sizeof latency);
+    memset(&newest_latency, 0, sizeof newest_latency);
     memset(frames_of, 0, (link_count - options.publishers) * sizeof *frames_of);
     memset(second_frames, 0, (link_count - options.publishers) * sizeof *second_frames);
     rev_back = unmatched = repeated = snapshots = late_ns = second_max = 0;
@@ -94,6 +108,7 @@ static void turn(uint64_t now)
         if (host->sent + 1 >= capacity)
             die("a run was longer than it was said to be");
         host->statuses[++host->sent] = status;
+        host->sent_us[host->sent] = wall_us();
         snprintf(extra, sizeof extra, "\"status\":\"%s\",", status_names[status]);
         link_say(&links[next_change % options.publishers], "status_change", extra);
         if (now - due(next_change) > late_ns)
@@ -103,6 +118,11 @@ static void turn(uint64_t now)
         count_second();
         second_ns += NS_S;
     }
+}
+
+static uint64_t due_of(int32_t publisher, uint32_t change)
+{
+    return due((uint64_t)(change - hosts[publisher].before - 1) * options.publishers + (uint64_t)publisher);
 }
 
 static void show(struct shown *last, const struct entry *entry, uint64_t now)
@@ -129,10 +149,12 @@ static void show(struct shown *last, const struct entry *entry, uint64_t now)
         return;
     }
     last->change = change;
-    if (change > host->before) {
-        uint64_t at = due((uint64_t)(change - host->before - 1) * options.publishers + (uint64_t)entry->publisher);
-        if (at >= window_ns)
-            histogram_add(&latency, now - at);
+    if (change > host->before && due_of(entry->publisher, change) >= window_ns) {
+        uint32_t newest = host->sent;
+        while (newest > change && (host->sent_us[newest] > entry->rev || host->statuses[newest] != entry->status))
+            newest--;
+        histogram_add(&latency, now - due_of(entry->publisher, change));
+        histogram_add(&newest_latency, now - due_of(entry->publisher, newest));
     }
 }
 
@@ -191,13 +213,13 @@ static void report(void)
     printf(", \"changes\": %llu, \"observers\": %u, \"wrong\": %llu, \"matched_too_old\": %llu, \"rev_differs\": %llu, "
            "\"rev_back\": %llu, \"unmatched\": %llu, \"repeated\": %llu, \"snapshots\": %llu, \"sent_late_ms\": %.3f, "
            "\"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, "
-           "\"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u",
+           "\"p99_newest_ms\": %.3f, \"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u",
            (unsigned long long)changes, observers, (unsigned long long)wrong, (unsigned long long)behind,
            (unsigned long long)rev_differs, (unsigned long long)rev_back, (unsigned long long)unmatched,
            (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
            (unsigned long long)latency.count, (double)histogram_at(&latency, 0.5) / NS_MS,
            (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
-           (double)latency.max / NS_MS, frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
+           (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS, frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
 }
 
 const struct mode sync_mode = {
