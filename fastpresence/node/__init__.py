@@ -1,0 +1,1 @@
+"""The node process: one for each machine, the cold edge. It imports nothing of `worker`."""

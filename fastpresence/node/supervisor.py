@@ -1,0 +1,382 @@
+"""The node process: it opens the listening sockets, starts the workers, and outlives them.
+
+    open sockets -> start worker -> Boot -> Ready -> (all: `listening`)
+                       ^                      |
+                       +---- back-off <---- died                    SIGTERM: Stop -> wait -> kill -> end
+
+Invariant: from its opening to the end of the node every listening socket stays open here, so that a connection that
+waits in a dead worker's queue is accepted by its successor. A worker lives in a session of its own: Ctrl-C reaches the
+node alone, and a worker learns of the node's death from the end of its link. One worker for now; every worker already
+has a number, a socket and a link of its own.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import uvloop
+
+from fastpresence.errors import PeerError, StartError
+from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Stats, Stop, encode
+from fastpresence.logs import event
+from fastpresence.settings import Settings
+
+__all__ = ["Backoff", "Supervisor", "notify", "open_listeners", "raise_file_limit", "run", "worker_argv"]
+
+LOG: Final = logging.getLogger("fastpresence.node")
+
+#: Connections that may wait in one worker's queue; the kernel cuts it to net.core.somaxconn.
+BACKLOG: Final = 4096
+#: Seconds from a worker's start to its Ready.
+READY_TIME: Final = 30.0
+#: Seconds a worker may live on after it closed its link.
+LINGER_TIME: Final = 5.0
+#: Seconds that even a drain_time of 0 leaves for closing every connection.
+LAST_WORDS: Final = 1.0
+
+
+class Backoff:
+    """How long to wait before a dead worker's successor starts: 0, 0.1, 0.2, 0.4 ... 5 seconds."""
+
+    FIRST: Final = 0.1
+    LONGEST: Final = 5.0
+    #: Seconds of life after which a death counts as the first again.
+    HEALTHY: Final = 10.0
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def after(self, lived_s: float) -> float:
+        """Seconds to wait, given how long the dead one lived."""
+        delay = 0.0 if lived_s >= self.HEALTHY else self._next
+        self._next = min(self.LONGEST, delay * 2 or self.FIRST)
+        return delay
+
+
+def worker_argv() -> list[str]:
+    """The command that starts a worker. It looks for modules where this process does, and nowhere else."""
+    # `-m` would put the working directory in front of everything, where anybody's logging.py may lie (-P: it does not).
+    is_from_here = "" in sys.path or os.getcwd() in sys.path
+    return [sys.executable, *([] if is_from_here else ["-P"]), "-m", "fastpresence.worker"]
+
+
+def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` listening sockets on one address, which the kernel spreads connections over. Raises StartError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )[0]
+    except socket.gaierror as error:
+        raise StartError(f"server.host {host!r} cannot be resolved ({error.strerror}): set it to an address") from None
+    listeners: list[socket.socket] = []
+    try:
+        # With SO_REUSEPORT a second server of the same user would share the port unseen: ask first without it.
+        _bound(family, address, shared=False).close()
+        for _ in range(count):
+            listener = _bound(family, address, shared=True)
+            listeners.append(listener)
+            listener.listen(BACKLOG)
+            address = (address[0], listener.getsockname()[1], *address[2:])  # port 0: the first one's, for all
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise StartError(_why_not(error, host, port)) from None
+    return listeners
+
+
+def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")  # "::" is both families
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken: stop what listens there (ss -ltnp 'sport = {port}'), or choose another --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} is not allowed to this user: choose one above 1023, or grant CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"server.host {host} is no address of this machine: set it to one that is, or to 0.0.0.0 for all"
+    return f"cannot listen on {host} port {port}: {error.strerror}"
+
+
+def raise_file_limit() -> int:
+    """Take as many descriptors as the hard limit gives; workers inherit it. Each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1_048_576 if hard == resource.RLIM_INFINITY else min(hard, 1_048_576)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then it stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def notify(state: str) -> None:
+    """Tell systemd, when it asked to be told (sd_notify(3)): one datagram to $NOTIFY_SOCKET."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    if path.startswith("@"):  # an abstract socket
+        path = "\0" + path[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.connect(path)
+        sock.send(state.encode())
+
+
+class Worker:
+    """One worker process and its link: born by `start`, gone when `gone` returns."""
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.number = number
+        self.pid = process.pid
+        self.started_s = time.monotonic()
+        self.stats = Stats(connections=0, users=0)
+        self._process, self._reader, self._writer = process, reader, writer
+        self._frames = FrameReader()
+
+    @classmethod
+    async def start(cls, number: int, listener: socket.socket, settings: Settings, argv: Sequence[str]) -> "Worker":
+        """A new process with its end of the link and its listener; Boot is on its way."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Secrets reach the worker in Boot; its environment need not hold them, nor systemd's socket.
+        env = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET" and not k.startswith("FASTPRESENCE_")}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                "--link-fd",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listener.fileno()),
+                start_new_session=True,
+                env=env,
+            )
+        except OSError as error:
+            ours.close()
+            raise StartError(f"a worker cannot be started ({argv[0]}: {error.strerror})") from None
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        worker = cls(number, process, reader, writer)
+        worker.send(Boot(settings, number, listener.fileno()))
+        return worker
+
+    def send(self, frame: LinkFrame) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(encode(frame))
+
+    async def receive(self) -> list[LinkFrame] | None:
+        """The next frames; None at the end of the link."""
+        try:
+            data = await self._reader.read(65_536)
+        except ConnectionError:
+            return None
+        return self._frames.feed(data) if data else None
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def gone(self) -> int:
+        """Its exit status (negative: the signal), once it is reaped; what outlives its link is killed."""
+        self._writer.close()
+        try:
+            async with asyncio.timeout(LINGER_TIME):
+                return await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()
+
+
+class Supervisor:
+    """Starts the workers, starts them again when they die, and ends them in order. `run` is its whole life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        argv: Sequence[str] | None = None,
+        on_listening: Callable[[int], None] | None = None,
+        is_dev: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._argv = worker_argv() if argv is None else argv
+        self._on_listening = on_listening
+        self._is_dev = is_dev
+        self._count = 1  # workers: more come with the relay that joins them
+        self._workers: dict[int, Worker] = {}
+        self._ready: set[int] = set()  # numbers of the workers that were ready at least once
+        self._stop_asked = asyncio.Event()
+        self._is_forced = False
+        self._port = 0
+        self.restarts = 0
+
+    async def run(self) -> int:
+        """Serve until a signal ends it. The exit status: 0, or 1 when a second signal cut the drain short.
+
+        Raises StartError when the port can't be had or the first worker never listens.
+        """
+        server = self._settings.server
+        listeners = open_listeners(server.host, server.port, self._count)
+        self._port = listeners[0].getsockname()[1]
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        keepers = [asyncio.create_task(self._keep(n, listener)) for n, listener in enumerate(listeners)]
+        try:
+            await asyncio.gather(*keepers)
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            self._kill()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            for listener in listeners:
+                listener.close()
+        event(LOG, logging.INFO, "stopped", forced=self._is_forced or None)
+        return 1 if self._is_forced else 0
+
+    async def _keep(self, number: int, listener: socket.socket) -> None:
+        """One worker after the other under this number, until the node stops."""
+        backoff = Backoff()
+        while not self._stop_asked.is_set():
+            worker = await Worker.start(number, listener, self._settings, self._argv)
+            self._workers[number] = worker
+            event(LOG, logging.DEBUG, "worker started", worker=number, pid=worker.pid)
+            if self._is_forced:  # the signals came while it was being born
+                worker.kill()
+            elif self._stop_asked.is_set():
+                worker.send(self._last_order())
+            try:
+                await self._listen_to(worker)
+            except BaseException:
+                worker.kill()
+                raise
+            finally:
+                status = await worker.gone()
+                del self._workers[number]
+            lived_s = time.monotonic() - worker.started_s
+            if self._stop_asked.is_set():
+                event(LOG, logging.DEBUG, "worker ended", worker=number, pid=worker.pid, **_ended(status))
+                return
+            if number not in self._ready:
+                how = " ".join(f"{key} {value}" for key, value in _ended(status).items())
+                raise StartError(f"worker {number} ended before it listened ({how}): its own words are above")
+            delay_s = backoff.after(lived_s)
+            self.restarts += 1
+            event(
+                LOG, logging.ERROR, "worker died",
+                worker=number, pid=worker.pid, **_ended(status), lived_s=round(lived_s, 3), restart_in_s=delay_s,
+            )  # fmt: skip
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._stop_asked.wait()
+
+    async def _listen_to(self, worker: Worker) -> None:
+        """Take what the worker says until its link ends; kill one that is not ready in time or talks nonsense."""
+        try:
+            async with asyncio.timeout(READY_TIME) as deadline:
+                while (frames := await worker.receive()) is not None:
+                    for frame in frames:
+                        if isinstance(frame, Ready):
+                            deadline.reschedule(None)
+                            self._is_ready(worker)
+                        elif isinstance(frame, Stats):
+                            worker.stats = frame
+                            self._tell_counts()
+        except TimeoutError:
+            event(LOG, logging.ERROR, "worker not ready", worker=worker.number, pid=worker.pid, waited_s=READY_TIME)
+            worker.kill()
+        except PeerError as error:
+            event(LOG, logging.ERROR, "link broken", worker=worker.number, pid=worker.pid, error=str(error))
+            worker.kill()
+
+    def _is_ready(self, worker: Worker) -> None:
+        is_first = len(self._ready) < self._count
+        self._ready.add(worker.number)
+        if not is_first:
+            event(LOG, logging.INFO, "worker ready", worker=worker.number, pid=worker.pid, restarts=self.restarts)
+        elif len(self._ready) == self._count and not self._stop_asked.is_set():
+            host = self._settings.server.host
+            shown = f"[{host}]" if ":" in host else host
+            event(LOG, logging.INFO, "listening", url=f"ws://{shown}:{self._port}/ws", port=self._port)
+            notify("READY=1")
+            self._tell_counts()
+            if self._on_listening:
+                self._on_listening(self._port)
+
+    def _tell_counts(self) -> None:
+        connections = sum(worker.stats.connections for worker in self._workers.values())
+        users = sum(worker.stats.users for worker in self._workers.values())
+        notify(f"STATUS={connections} connections, {users} users, {len(self._workers)} workers")
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._stop_asked.is_set():
+            self._is_forced = True
+            event(LOG, logging.WARNING, "stopping at once", signal=number.name)
+            self._kill()
+            return
+        drain_s = self._settings.server.drain_time
+        event(LOG, logging.INFO, "stopping", signal=number.name, drain_time=drain_s)
+        notify("STOPPING=1")
+        self._stop_asked.set()
+        for worker in self._workers.values():
+            worker.send(self._last_order())
+        asyncio.get_running_loop().call_later(max(drain_s, LAST_WORDS), self._kill)
+
+    def _last_order(self) -> Stop:
+        """Stop, with a little less time than is left until `_kill`, so that a worker in time is never killed."""
+        drain_s = self._settings.server.drain_time
+        return Stop(drain_s - min(1.0, drain_s / 10))
+
+    def _hang_up(self) -> None:
+        if self._is_dev:  # the terminal is gone, and with it whoever was trying things out
+            self._stop(signal.SIGHUP)
+        else:
+            event(LOG, logging.WARNING, "no reload", reason="this version reads its settings at the start only")
+
+    def _kill(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+
+
+def _ended(status: int) -> dict[str, object]:
+    """The fields that say how a process ended."""
+    if status >= 0:
+        return {"status": status}
+    try:
+        return {"signal": signal.Signals(-status).name}
+    except ValueError:
+        return {"signal": -status}
+
+
+def run(settings: Settings, *, on_listening: Callable[[int], None] | None = None, is_dev: bool = False) -> int:
+    """Be the node process, from the opened port to the last worker's end. Returns the exit status; see Supervisor."""
+    raise_file_limit()
+
+    async def main() -> int:
+        return await Supervisor(settings, on_listening=on_listening, is_dev=is_dev).run()
+
+    return uvloop.run(main())

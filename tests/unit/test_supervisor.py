@@ -1,0 +1,342 @@
+"""The node process, with real child processes and real signals. Every wait has a deadline."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from fastpresence.errors import StartError
+from fastpresence.node import supervisor
+from fastpresence.node.supervisor import Backoff, Supervisor, notify, open_listeners, raise_file_limit, worker_argv
+from fastpresence.settings import ServerSettings, Settings
+
+ROOT = Path(__file__).parents[2]
+STUB = [sys.executable, str(ROOT / "tests/support/dying_worker.py")]
+#: Seconds that anything here may take.
+DEADLINE = 20.0
+
+NODE = """
+import json, sys, uvloop
+from fastpresence.logs import setup
+from fastpresence.node.supervisor import Supervisor
+from fastpresence.settings import ServerSettings, Settings
+argv, drain_time, is_dev = json.loads(sys.argv[1])
+stop = setup("debug", "json")
+settings = Settings(server=ServerSettings(host="127.0.0.1", port=0, drain_time=drain_time))
+async def main():
+    return await Supervisor(settings, argv=argv, is_dev=is_dev).run()
+status = uvloop.run(main())
+stop()
+sys.exit(status)
+"""
+
+
+class Node:
+    """A node process whose workers are stubs, and the events it logs."""
+
+    def __init__(self, *mode: str, drain_time: float = 5, is_dev: bool = False, env: dict[str, str] | None = None):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev])],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        )
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            is_event = line.startswith(b"{")  # else the last words of a stub whose node was killed
+            self._events.put(json.loads(line) if is_event else {"event": "stub", "says": line.decode()})
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The next event of that name."""
+        until = time.monotonic() + DEADLINE
+        while True:
+            found = self._events.get(timeout=max(0.01, until - time.monotonic()))
+            if found["event"] == name:
+                return found
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        return self.process.wait(DEADLINE)
+
+
+Start = Callable[..., Node]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    nodes: list[Node] = []
+
+    def starter(*mode: str, **options: Any) -> Node:
+        nodes.append(Node(*mode, **options))
+        return nodes[-1]
+
+    yield starter
+    for node in nodes:
+        with contextlib.suppress(ProcessLookupError):
+            for number in (signal.SIGTERM, signal.SIGINT):  # two, so that it takes its worker along at once
+                node.process.send_signal(number)
+        node.end()
+        node._reader.join(DEADLINE)
+        assert node.process.stderr
+        node.process.stderr.close()
+
+
+def ask(port: int) -> str:
+    """What the worker that accepts the connection answers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as sock:
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process ends before the deadline."""
+    until = time.monotonic() + DEADLINE
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            import select
+
+            return bool(select.select([fd], [], [], until - time.monotonic())[0])
+        finally:
+            os.close(fd)
+    return True
+
+
+def test_a_worker_serves_on_the_sockets_that_the_node_opened(start: Start) -> None:
+    node = start("serve")
+    born = node.event("worker started")
+    port = node.event("listening")["port"]
+    assert int(ask(port)) == born["pid"] != node.process.pid
+
+
+def test_sigterm_stops_the_worker_and_ends_with_0(start: Start) -> None:
+    node = start("serve")
+    node.event("listening")
+    node.signal(signal.SIGTERM)
+    assert node.event("stopping")["signal"] == "SIGTERM"
+    assert node.event("worker ended")["status"] == 0
+    assert node.end() == 0
+
+
+def test_a_worker_that_died_has_a_successor_at_once(start: Start) -> None:
+    node = start("serve")
+    port = node.event("listening")["port"]
+    first = int(ask(port))
+    os.kill(first, signal.SIGKILL)
+    died = node.event("worker died")
+    assert (died["pid"], died["signal"], died["restart_in_s"]) == (first, "SIGKILL", 0)
+    assert node.event("worker ready")["restarts"] == 1
+    assert int(ask(port)) != first
+
+
+def test_a_connection_that_waits_for_a_worker_that_dies_is_accepted_by_its_successor(
+    start: Start, tmp_path: Path
+) -> None:
+    node = start("lazy", str(tmp_path / "lived"))
+    first = node.event("worker started")["pid"]
+    port = node.event("listening")["port"]
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as waiting:
+        os.kill(first, signal.SIGKILL)
+        second = node.event("worker started")["pid"]
+        assert int(waiting.recv(100)) == second
+
+
+def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(start: Start) -> None:
+    node = start("flap")
+    died = [node.event("worker died") for _ in range(4)]
+    assert [event["restart_in_s"] for event in died] == [0, 0.1, 0.2, 0.4]
+    assert {event["status"] for event in died} == {5}
+    node.signal(signal.SIGTERM)
+    assert node.end() == 0
+
+
+def test_the_back_off_has_a_longest_and_is_forgotten_after_a_healthy_life() -> None:
+    backoff = Backoff()
+    assert [backoff.after(0) for _ in range(9)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
+    assert [backoff.after(Backoff.HEALTHY), backoff.after(9.9)] == [0, 0.1]
+
+
+def test_a_worker_ends_when_its_node_is_killed(start: Start) -> None:
+    node = start("serve")
+    worker = node.event("worker started")["pid"]
+    node.event("listening")
+    node.signal(signal.SIGKILL)
+    assert is_gone(worker)
+
+
+def test_a_worker_that_takes_no_notice_is_killed_when_the_drain_time_is_over(start: Start) -> None:
+    node = start("deaf", drain_time=1)
+    node.event("listening")
+    node.signal(signal.SIGTERM)
+    assert node.event("worker ended")["signal"] == "SIGKILL"
+    assert node.end() == 0
+
+
+def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+    node = start("deaf", drain_time=3600)
+    node.event("listening")
+    node.signal(signal.SIGTERM)
+    node.event("stopping")
+    node.signal(signal.SIGINT)
+    assert node.event("worker ended")["signal"] == "SIGKILL"
+    assert node.end() == 1
+
+
+def test_ctrl_c_reaches_the_node_alone(start: Start) -> None:
+    node = start("serve")
+    worker = node.event("worker started")["pid"]
+    node.event("listening")
+    assert os.getsid(worker) != os.getsid(node.process.pid)
+    node.signal(signal.SIGINT)
+    assert node.event("worker ended")["status"] == 0
+    assert node.end() == 0
+
+
+def test_sighup_ends_a_server_that_somebody_tries_out_and_no_other(start: Start) -> None:
+    node, tried = start("serve"), start("serve", is_dev=True)
+    node.event("listening")
+    tried.event("listening")
+    for each in (node, tried):
+        each.signal(signal.SIGHUP)
+    assert tried.end() == 0
+    node.event("no reload")
+    assert node.process.poll() is None
+
+
+def test_a_worker_that_talks_nonsense_is_replaced(start: Start) -> None:
+    node = start("garbage")
+    ask(node.event("listening")["port"])
+    assert "frame" in node.event("link broken")["error"]
+    assert node.event("worker died")["signal"] == "SIGKILL"
+    node.event("worker ready")
+
+
+def test_a_worker_that_closed_its_link_and_stays_is_killed(start: Start) -> None:
+    node = start("closed")
+    assert node.event("worker died")["signal"] == "SIGKILL"
+
+
+def test_a_workers_environment_holds_neither_secrets_nor_the_managers_socket(start: Start, tmp_path: Path) -> None:
+    env = {"FASTPRESENCE_AUTH_TOKEN_KEYS": "k:hush", "NOTIFY_SOCKET": str(tmp_path / "none"), "OTHER": "stays"}
+    node = start("env", env=env)
+    seen = json.loads(ask(node.event("listening")["port"]))
+    assert seen["OTHER"] == "stays"
+    assert not [name for name in seen if name.startswith("FASTPRESENCE_") or name == "NOTIFY_SOCKET"]
+
+
+def test_systemd_hears_of_ready_counts_and_stopping(start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE)
+        node = start("serve", env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert manager.recv(1000) == b"READY=1"
+        assert manager.recv(1000) == b"STATUS=0 connections, 0 users, 1 workers"
+        assert manager.recv(1000) == b"STATUS=7 connections, 3 users, 1 workers"
+        node.signal(signal.SIGTERM)
+        assert manager.recv(1000) == b"STOPPING=1"
+        assert node.end() == 0
+
+
+def test_without_a_service_manager_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "@fastpresence-test-nobody")
+    notify("READY=1")
+
+
+# Failed starts: StartError, one line that says what to do.
+
+
+def failed(*mode: str, argv: list[str] | None = None, **server: Any) -> str:
+    settings = Settings(server=ServerSettings(**{"host": "127.0.0.1", "port": 0, **server}))
+
+    async def main() -> int:
+        return await Supervisor(settings, argv=[*STUB, *mode] if argv is None else argv).run()
+
+    with pytest.raises(StartError) as caught:
+        uvloop.run(main())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.usefixtures("_path")
+def test_a_worker_that_ends_before_it_ever_listened_fails_the_start() -> None:
+    assert "status 4" in failed("early")
+
+
+@pytest.mark.usefixtures("_path")
+def test_a_worker_that_is_never_ready_fails_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "READY_TIME", 0.5)
+    assert "SIGKILL" in failed("mute")
+
+
+def test_a_worker_that_cannot_be_started_fails_the_start() -> None:
+    assert "/nonexistent" in failed(argv=["/nonexistent"])
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_taken_port_fails_the_start_even_when_its_owner_would_share_it(is_shared: bool) -> None:
+    with socket.socket() as other:
+        if is_shared:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"port {port} is taken" in failed("serve", port=port)
+
+
+def test_an_address_of_another_machine_or_of_none_fails_the_start() -> None:
+    assert "no address of this machine" in failed("serve", host="192.0.2.1")
+    assert "cannot be resolved" in failed("serve", host="no-such-host.invalid")
+
+
+def test_every_worker_gets_a_socket_of_its_own_on_one_port() -> None:
+    listeners = open_listeners("127.0.0.1", 0, 3)
+    assert len({sock.getsockname() for sock in listeners}) == 1
+    assert len({sock.fileno() for sock in listeners}) == 3
+    assert not any(sock.getblocking() or os.get_inheritable(sock.fileno()) for sock in listeners)
+    for sock in listeners:
+        sock.close()
+
+
+def test_the_file_limit_ends_no_lower_than_it_was() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+        assert raise_file_limit() >= min(before[1], 1_048_576)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_worker_takes_no_module_from_the_working_directory_unless_the_node_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", ["/somewhere"])
+    assert worker_argv() == [sys.executable, "-P", "-m", "fastpresence.worker"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert worker_argv() == [sys.executable, "-m", "fastpresence.worker"]
