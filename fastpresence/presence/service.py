@@ -1,0 +1,346 @@
+"""OnlineStatusService: the core's front door, what the worker and the simulator drive.
+
+Pure: no I/O, no clock, no randomness. Each operation takes the moment it happens at and carries itself out at once:
+
+    operation -> sessions change -> what they add up to (`_settle`) -> a visible change is stamped -> rooms move along
+    flush:  collect(version of the last one) -> what the public, the rooms and the watchers have to be told
+
+Who owns what: sessions belong to records, records to the roster, rooms and watches to the audience. A session that ends
+leaves its record, so that nothing the core holds makes a cycle with what is gone.
+Invariant: an operation after which others would see the same as before stamps nothing.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from fastpresence.errors import NotOnline
+from fastpresence.messages import Status, StatusEntry
+from fastpresence.presence.audience import Audience, Room, RoomMember
+from fastpresence.presence.roster import Record, Roster
+from fastpresence.presence.sessions import (
+    DETACHED,
+    GONE,
+    Cue,
+    Deadlines,
+    Now,
+    Session,
+    Transition,
+    predecessor,
+    strongest,
+)
+
+__all__ = ["Delta", "OnlineStatusService"]
+
+
+class Delta(Struct, frozen=True):
+    """What changed between two flushes: each item in its latest state, each list oldest change first."""
+
+    version: int  #: everything up to here is in; the `since` of the next
+    public: list[Record]
+    rooms: list[tuple[Room, list[RoomMember]]]  #: rooms that somebody subscribes to
+    watched: dict[Hashable, list[Record]]  #: by connection
+
+
+class OnlineStatusService:
+    """Who is online, on which sessions, and who must be told."""
+
+    def __init__(
+        self,
+        *,
+        epoch: str,
+        public_types: Collection[str],
+        heartbeat_timeout_ms: int,
+        disconnect_grace_ms: int | None,
+        retention_ms: int = 300_000,
+        journal: Callable[[Transition], None] | None = None,
+    ) -> None:
+        """`disconnect_grace_ms` None: a broken connection has what is left of the heartbeat timeout.
+
+        `retention_ms`: how long after a user went offline, or left a room, cursors can tell of it.
+        `journal` is called in the middle of operations: it must not call back.
+        """
+        self.epoch = epoch  #: the life of this memory; part of every cursor
+        self.roster = Roster(public_types, retention_ms)
+        self.audience = Audience(self.roster.counter, retention_ms)
+        self._heartbeat_timeout_ms = heartbeat_timeout_ms
+        self._disconnect_grace_ms = disconnect_grace_ms
+        self._journal = journal
+        self._deadlines = Deadlines()
+        self._latest_number = 0
+
+    @property
+    def version(self) -> int:
+        """The version of the latest change."""
+        return self.roster.counter.version
+
+    # A session's life.
+
+    def handle_user_online(
+        self,
+        user_id: str,
+        user_type: str = "user",
+        *,
+        status: Status | None = None,
+        device: str | None = None,
+        connection: Any | None = None,
+        rooms: Iterable[str] = (),
+        now: Now,
+        attempt: int | None = None,
+    ) -> Session:
+        """The user is present with a new session, which supersedes the one it comes back for (see `predecessor`).
+
+        `status` None is the default: online, but a user whom another session hides stays hidden. "offline" hides him.
+        Without a `connection` the session is detached from the start and lives by `handle_heartbeat`. `rooms` are
+        joined and subscribed to; those of the superseded session are joined as well.
+        """
+        record = self.roster.admit(user_id, user_type)
+        was = record.status
+        own: Status = "online" if status is None or status == "offline" else status
+        self._latest_number += 1
+        session = Session(self._latest_number, record, device, connection, own, now.ms)
+        older = predecessor(record.sessions, device)
+        record.sessions = (*record.sessions, session)
+        if older is not None:
+            self._supersede(older, session, now)
+        for name in rooms:
+            self.join_room(session, connection, name, now=now)
+        if connection is None:
+            self._deadlines.arm(session, now.ms + self._heartbeat_timeout_ms, now_ms=now.ms)
+        if status is not None:
+            record.hidden = status == "offline"
+        retyped = record.user_type != user_type and not record.hidden
+        if retyped:
+            record.user_type = user_type
+        self._settle(record, now, even_if_same=retyped)
+        if self._journal is not None:
+            kind: Literal["online", "reconnect"] = "online" if older is None else "reconnect"
+            self._note(session, kind, was, "user_online", now, attempt)
+        return session
+
+    def handle_update(self, session: Session, *, status: Status | None, device: str | None, now: Now) -> None:
+        """A second `user_online` on the same connection: what is not None is new. NotOnline when the session is GONE.
+
+        A session that takes a device's name supersedes the one that had it.
+        """
+        self._hear(session, now)
+        record = session.record
+        was, before = record.status, (session.status, record.hidden)
+        older = None
+        if device is not None and device != session.device:
+            older = predecessor(record.sessions, device)
+            session.device = device
+            if older is not None:
+                self._supersede(older, session, now)
+        self._say(session, status)
+        self._settle(record, now)
+        if self._journal is not None:
+            if older is not None:
+                self._note(session, "reconnect", was, "user_online", now)
+            elif (session.status, record.hidden) != before:
+                self._note(session, "status", was, "user_online", now)
+
+    def handle_status_change(self, session: Session, status: Status, *, now: Now) -> None:
+        """The session's new status; "offline" hides the user on all devices until any of them sets another.
+
+        NotOnline when the session is GONE.
+        """
+        self._hear(session, now)
+        record = session.record
+        was, before = record.status, (session.status, record.hidden)
+        self._say(session, status)
+        self._settle(record, now)
+        if self._journal is not None and (session.status, record.hidden) != before:
+            self._note(session, "status", was, "status_change", now)
+
+    def handle_heartbeat(self, session: Session, *, now: Now) -> None:
+        """A sign of life. Moves the deadline of a detached session; an attached one's is its connection's."""
+        session.last_heard_ms = now.ms
+        if session.phase is DETACHED:
+            self._deadlines.arm(session, now.ms + self._heartbeat_timeout_ms, now_ms=now.ms)
+
+    def handle_user_offline(self, session: Session, *, now: Now, reason: str = "goodbye") -> None:
+        """Ends the session at once: its user's goodbye, or an administrator's. Nothing happens to a GONE one."""
+        # A detached session was not there to say anything: it was last heard when it was last heard.
+        heard_ms = session.last_heard_ms if session.phase is DETACHED else now.ms
+        self._end(session, Cue.GOODBYE, heard_ms, reason, now)
+
+    def handle_connection_lost(self, session: Session, *, last_heard_ms: int, now: Now) -> None:
+        """The connection broke: the session is detached until its time is up, or ends at once when it already is."""
+        if not session.take(Cue.LOST):
+            return
+        session.last_heard_ms = max(session.last_heard_ms, last_heard_ms)
+        deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
+        if self._disconnect_grace_ms is not None:
+            deadline_ms = min(deadline_ms, now.ms + self._disconnect_grace_ms)
+        if deadline_ms <= now.ms:
+            self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
+        else:
+            self._deadlines.arm(session, deadline_ms, now_ms=now.ms)
+
+    def handle_timeout(self, session: Session, *, last_heard_ms: int, now: Now) -> None:
+        """The connection's own deadline ran out: the session ends, last seen when it was last heard."""
+        self._end(session, Cue.SILENCE, max(session.last_heard_ms, last_heard_ms), "timeout", now)
+
+    def cleanup_expired_status(self, *, now: Now, limit: int = 1024) -> int:
+        """Ends detached sessions whose time is up and drops what has been offline for the retention.
+
+        To be called about every 250 ms; cheap when nothing is due. At most `limit` of each kind, so that the expiry of
+        a crowd doesn't hold up the loop: when the answer, the number of ended sessions, is `limit`, call again soon.
+        """
+        expired = self._deadlines.expired(now.ms, limit)
+        for session in expired:
+            self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
+        self.roster.drop_expired(now.ms, limit)
+        self.audience.drop_expired(now.ms, limit)
+        return len(expired)
+
+    # Questions.
+
+    def get_user_status(self, user_id: str) -> StatusEntry:
+        """The user as others may see him. Unknown is offline: no type, last seen None, `rev` 0."""
+        record = self.roster.everyone.get(user_id)
+        if record is None:
+            return StatusEntry(user_id, "", "offline", False, None, 0)
+        return record.entry()
+
+    def record(self, user_id: str) -> Record | None:
+        """The user's record with all its sessions, also when he appears offline."""
+        return self.roster.find(user_id)
+
+    def sessions_of(self, user_id: str) -> Sequence[Session]:
+        """The sessions others may reach, oldest first: none of a user who appears offline (see `record`)."""
+        record = self.roster.everyone.get(user_id)
+        return () if record is None or record.hidden else record.sessions
+
+    def changes_among(self, user_ids: Iterable[str], version: int) -> list[Record] | None:
+        """`changes_since` for watched users, at the cost of those and not of all that changed."""
+        if version < self.roster.everyone.floor or version > self.version:
+            return None
+        everyone = self.roster.everyone
+        found = (everyone.get(user_id) for user_id in set(user_ids))
+        changed = [record for record in found if record is not None and record.version > version]
+        return sorted(changed, key=lambda record: record.version)
+
+    # Rooms and watches. `connection` is any hashable object; its owner says `forget` when it ends.
+
+    def join_room(self, session: Session | None, connection: Hashable | None, room: str, *, now: Now) -> Room:
+        """The session joins, the connection is told of changes. Without a session (or a GONE one): an observer's."""
+        if session is not None and session.phase is not GONE:
+            self.audience.enter(session, room, now)
+        return self.audience.subscribe(connection, room)
+
+    def leave_room(self, session: Session | None, connection: Hashable | None, room: str, *, now: Now) -> Room | None:
+        """The opposite. Returns the room, for its `audience`, even if that dropped it; None when there was none."""
+        found = self.audience.unsubscribe(connection, room)
+        if session is not None:
+            self.audience.leave(session, room, now)
+        return found
+
+    def watch(self, connection: Hashable, user_ids: Iterable[str]) -> None:
+        """The connection is told of these users' changes."""
+        self.audience.watch(connection, user_ids)
+
+    def unwatch(self, connection: Hashable, user_ids: Iterable[str]) -> None:
+        """And no more."""
+        self.audience.unwatch(connection, user_ids)
+
+    def forget(self, connection: Hashable) -> list[Room]:
+        """The connection ended: drops its watches and subscriptions, and returns the rooms it subscribed to."""
+        return self.audience.forget(connection)
+
+    # Flush.
+
+    def collect(self, since: int) -> Delta:
+        """What changed after `since`, the version of the last flush, not longer ago than the retention."""
+        version = self.version
+        if since >= version:
+            return Delta(version, [], [], {})
+        rooms = [
+            (room, room.members.newer_than(since)) for room in self.audience.rooms.newer_than(since) if room.subscribers
+        ]
+        watched: dict[Hashable, list[Record]] = {}
+        watchers = self.audience.watchers
+        if watchers:
+            for record in self.roster.everyone.newer_than(since):
+                for connection in watchers.get(record.user_id, ()):
+                    watched.setdefault(connection, []).append(record)
+        return Delta(version, self.roster.public.newer_than(since), rooms, watched)
+
+    # Beneath.
+
+    def _hear(self, session: Session, now: Now) -> None:
+        if session.phase is GONE:
+            raise NotOnline("send user_online first")
+        self.handle_heartbeat(session, now=now)
+
+    @staticmethod
+    def _say(session: Session, status: Status | None) -> None:
+        if status == "offline":
+            session.record.hidden = True
+        elif status is not None:
+            session.record.hidden = False
+            session.status = status
+
+    def _settle(self, record: Record, now: Now, *, even_if_same: bool = False) -> None:
+        """Makes visible what the sessions add up to, if it is anything new."""
+        status = "offline" if record.hidden else strongest(record.sessions)
+        if status != record.status or even_if_same:
+            version = self.roster.change(record, status, now)
+            if record.rooms is not None:
+                self.audience.move(record, version, now)
+
+    def _supersede(self, older: Session, session: Session, now: Now) -> None:
+        """`session`, of the same user, takes the place of `older`: whoever looks sees no gap."""
+        self._deadlines.disarm(older)
+        older.take(Cue.SUPERSEDED)
+        self.audience.inherit(session, older, now)
+        record = session.record
+        record.sessions = tuple(each for each in record.sessions if each is not older)
+
+    def _end(self, session: Session, cue: Cue, heard_ms: int, reason: str, now: Now) -> None:
+        self._deadlines.disarm(session)
+        if not session.take(cue):
+            return
+        record = session.record
+        was = record.status
+        record.heard_ms = max(record.heard_ms, heard_ms)
+        record.sessions = tuple(each for each in record.sessions if each is not session)
+        if record.sessions:
+            self.audience.leave_all(session, now)
+            self._settle(record, now)
+        else:
+            # Offline first: that takes him out of his rooms, too, with the same version.
+            record.hidden = False
+            self._settle(record, now)
+            session.rooms = record.rooms = None
+            self.roster.release(record)
+        if self._journal is not None:
+            self._note(session, "offline", was, reason, now)
+
+    def _note(
+        self,
+        session: Session,
+        kind: Literal["online", "offline", "status", "reconnect"],
+        was: Status,
+        reason: str,
+        now: Now,
+        attempt: int | None = None,
+    ) -> None:
+        record = session.record
+        if self._journal is not None:
+            self._journal(
+                Transition(
+                    record.user_id,
+                    record.user_type,
+                    session.number,
+                    kind,
+                    was,
+                    record.status,
+                    reason,
+                    record.rev,
+                    now.wall_us,
+                    attempt,
+                )
+            )
