@@ -33,6 +33,7 @@ __all__ = [
     "Settings",
     "TokenKey",
     "available_cores",
+    "check",
     "check_start",
     "connection_limit",
     "database_url",
@@ -218,6 +219,11 @@ def load(flags: Mapping[str, object], env: Mapping[str, str], dev: bool = False)
     if problems:
         raise SettingsError(problems)
     return Loaded(settings, sources)
+
+
+def check(key: str, text: str) -> None:
+    """Whether `text`, from the outside, can be the value of `key`. Raises ValueError with the reason."""
+    _convert(_Given(key, text, "", True))
 
 
 def check_start(settings: Settings) -> list[str]:

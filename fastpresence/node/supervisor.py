@@ -30,10 +30,12 @@ from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Stats, Stop, 
 from fastpresence.logs import event
 from fastpresence.settings import Settings
 
-__all__ = ["Backoff", "Supervisor", "notify", "open_listeners", "raise_file_limit", "run", "worker_argv"]
+__all__ = ["Backoff", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
 
 LOG: Final = logging.getLogger("fastpresence.node")
 
+#: What a worker runs; called with `--link-fd N`.
+WORKER: Final = "fastpresence.worker"
 #: Connections that may wait in one worker's queue; the kernel cuts it to net.core.somaxconn.
 BACKLOG: Final = 4096
 #: Seconds from a worker's start to its Ready.
@@ -62,11 +64,11 @@ class Backoff:
         return delay
 
 
-def worker_argv() -> list[str]:
-    """The command that starts a worker. It looks for modules where this process does, and nowhere else."""
+def module_argv(module: str) -> list[str]:
+    """The command that runs a module of ours. It looks for modules where this process does, and nowhere else."""
     # `-m` would put the working directory in front of everything, where anybody's logging.py may lie (-P: it does not).
     is_from_here = "" in sys.path or os.getcwd() in sys.path
-    return [sys.executable, *([] if is_from_here else ["-P"]), "-m", "fastpresence.worker"]
+    return [sys.executable, *([] if is_from_here else ["-P"]), "-m", module]
 
 
 def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
@@ -222,7 +224,7 @@ class Supervisor:
         is_dev: bool = False,
     ) -> None:
         self._settings = settings
-        self._argv = worker_argv() if argv is None else argv
+        self._argv = module_argv(WORKER) if argv is None else argv
         self._on_listening = on_listening
         self._is_dev = is_dev
         self._count = 1  # workers: more come with the relay that joins them

@@ -19,7 +19,7 @@ import uvloop
 
 from fastpresence.errors import StartError
 from fastpresence.node import supervisor
-from fastpresence.node.supervisor import Backoff, Supervisor, notify, open_listeners, raise_file_limit, worker_argv
+from fastpresence.node.supervisor import Backoff, Supervisor, module_argv, notify, open_listeners, raise_file_limit
 from fastpresence.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -336,7 +336,7 @@ def test_a_worker_takes_no_module_from_the_working_directory_unless_the_node_doe
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "path", ["/somewhere"])
-    assert worker_argv() == [sys.executable, "-P", "-m", "fastpresence.worker"]
+    assert module_argv("x.worker") == [sys.executable, "-P", "-m", "x.worker"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert worker_argv() == [sys.executable, "-m", "fastpresence.worker"]
+    assert module_argv("x.worker") == [sys.executable, "-m", "x.worker"]
