@@ -13,7 +13,7 @@ import msgspec
 from fastpresence.errors import BadField, BadFrame, RequestError, UnknownType
 from fastpresence.messages import ClientFrame, ServerFrame
 
-__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "request_id"]
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "field_problem", "request_id"]
 
 # msgspec ends a validation error with the path of what was wrong: "... - at `$.user_ids[3]`".
 _PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`\Z")
@@ -48,13 +48,21 @@ class Codec:
         path = where.group(1) if where else ""
         if path == "type" and isinstance(raw.get("type"), str):
             return UnknownType("no such type of frame"), reply_to
-        missing = _MISSING.match(text)
-        if missing:
-            return BadField(f"{missing.group(1)}: missing"), reply_to
-        reason = text[: where.start()] if where else text
-        # What is not one of the protocol's own field names is a stranger's text: it is not repeated to him.
-        field = path if re.fullmatch(r"[a-z_]+(\[(\d+|\.\.\.)\])?", path) else "frame"
-        return BadField(f"{field}: {_plain(reason)}"), reply_to
+        return BadField(field_problem(error)), reply_to
+
+
+def field_problem(error: msgspec.ValidationError) -> str:
+    """What is wrong with which field, in one line that repeats nothing of what the stranger sent."""
+    text = str(error)
+    missing = _MISSING.match(text)
+    if missing:
+        return f"{missing.group(1)}: missing"
+    where = _PATH.search(text)
+    path = where.group(1) if where else ""
+    reason = text[: where.start()] if where else text
+    # What is not one of the protocol's own field names is a stranger's text.
+    field = path if re.fullmatch(r"[a-z_]+(\[(\d+|\.\.\.)\])?", path) else "frame"
+    return f"{field}: {_plain(reason)}"
 
 
 def request_id(value: object) -> int | str | None:

@@ -54,7 +54,7 @@ class Request(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
 class UserOnline(Request, tag="user_online", frozen=True, gc=False):
     """The user is present with this session."""
 
-    status: Status = "online"
+    status: Status | None = None  #: left out: online, but a user who appears offline elsewhere stays so
     device: DeviceId | None = None  #: which of the user's devices this is
     attempt: Annotated[int, Meta(ge=0, le=2**31)] | None = None  #: which reconnect attempt this was, for the log
 
@@ -200,13 +200,5 @@ class Draining(Struct, tag="draining", frozen=True, gc=False):
 
 
 ServerFrame = (
-    Welcome
-    | Ack
-    | Error
-    | HeartbeatAck
-    | UserOnlineStatus
-    | RoomOccupancy
-    | Message
-    | TokenExpiring
-    | Draining
+    Welcome | Ack | Error | HeartbeatAck | UserOnlineStatus | RoomOccupancy | Message | TokenExpiring | Draining
 )

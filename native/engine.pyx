@@ -136,8 +136,8 @@ cdef class Engine:
     cdef fp_engine engine
     cdef object on_batch
     cdef list batch
-    cdef PyObject **owners
-    cdef uint32_t owners_capacity
+    cdef PyObject **held
+    cdef uint32_t held_capacity
     cdef fp_job *jobs
     cdef object flushing  # keeps the frames of the running flush alive
 
@@ -170,28 +170,28 @@ cdef class Engine:
     def __dealloc__(self):
         self.forget_owners()
         fp_engine_free(&self.engine)
-        free(self.owners)
+        free(self.held)
         free(self.jobs)
 
     cdef void forget_owners(self) noexcept:
         cdef uint32_t slot
-        for slot in range(self.owners_capacity):
-            if self.owners[slot] != NULL:
-                Py_DECREF(<object>self.owners[slot])
-                self.owners[slot] = NULL
+        for slot in range(self.held_capacity):
+            if self.held[slot] != NULL:
+                Py_DECREF(<object>self.held[slot])
+                self.held[slot] = NULL
 
     cdef object who(self, fp_handle handle):
         cdef uint32_t slot = <uint32_t>handle
-        if slot < self.owners_capacity and self.owners[slot] != NULL:
-            return <object>self.owners[slot]
+        if slot < self.held_capacity and self.held[slot] != NULL:
+            return <object>self.held[slot]
         return handle
 
     cdef void disown(self, fp_handle handle) noexcept:
         cdef uint32_t slot = <uint32_t>handle
         cdef PyObject *owner
-        if slot < self.owners_capacity and self.owners[slot] != NULL:
-            owner = self.owners[slot]
-            self.owners[slot] = NULL
+        if slot < self.held_capacity and self.held[slot] != NULL:
+            owner = self.held[slot]
+            self.held[slot] = NULL
             Py_DECREF(<object>owner)
 
     def close_all(self):
@@ -249,17 +249,17 @@ cdef class Engine:
             return
         cdef uint32_t slot = <uint32_t>handle
         cdef PyObject **owners
-        if slot >= self.owners_capacity:
-            owners = <PyObject **>realloc(self.owners, self.engine.capacity * sizeof(PyObject *))
+        if slot >= self.held_capacity:
+            owners = <PyObject **>realloc(self.held, self.engine.capacity * sizeof(PyObject *))
             if owners == NULL:
                 raise MemoryError
-            memset(owners + self.owners_capacity, 0,
-                   (self.engine.capacity - self.owners_capacity) * sizeof(PyObject *))
-            self.owners = owners
-            self.owners_capacity = self.engine.capacity
+            memset(owners + self.held_capacity, 0,
+                   (self.engine.capacity - self.held_capacity) * sizeof(PyObject *))
+            self.held = owners
+            self.held_capacity = self.engine.capacity
         self.disown(handle)
         Py_INCREF(owner)
-        self.owners[slot] = <PyObject *>owner
+        self.held[slot] = <PyObject *>owner
 
     def upgrade(self, fp_handle handle, bint text, uint8_t variant, bytes after not None=b""):
         """It is a WebSocket from now on; `after` came behind the request."""
@@ -325,9 +325,20 @@ cdef class Engine:
         return conn.heard_ms if conn != NULL else 0
 
     def lagging(self, fp_handle handle):
-        """True while its socket is full, or while it waits to be caught up."""
+        """True while its socket is full."""
         cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
-        return conn != NULL and (conn.rest != NULL or conn.missed)
+        return conn != NULL and conn.rest != NULL
+
+    def owner(self, uint32_t slot):
+        """Whom `own` set for the connection in this slot (the lower half of its handle); None for nobody."""
+        if slot < self.held_capacity and self.held[slot] != NULL:
+            return <object>self.held[slot]
+        return None
+
+    def owners(self):
+        """All that `own` set and that still hear of their connections."""
+        cdef uint32_t slot
+        return [<object>self.held[slot] for slot in range(self.held_capacity) if self.held[slot] != NULL]
 
     # Audiences and the flush.
 

@@ -83,6 +83,11 @@ class View(dict[str, Item]):
         self._items: list[Item] = []
         self._stamps = array("q")  # the version of each, ascending
 
+    @property
+    def newest(self) -> int:
+        """The version of the latest change here that is remembered; what was encoded since then still holds."""
+        return self._stamps[-1] if self._stamps else self.floor
+
     def move(self, name: str, item: Item, version: int) -> None:
         """The item changed (or came) at `version`, which is not below any other's here."""
         item.version = version

@@ -1,0 +1,203 @@
+"""HTTP/1.1 requests and answers on httptools, sans-IO: for the public port and the admin face.
+
+    bytes -> RequestParser.feed() -> [Request, ...]  or HttpError (answer it, then end the connection)
+
+One parser lives while its connection speaks HTTP. Everything it holds is bounded: head, number of headers, body. A
+request that asks for an upgrade ends the parser: `Request.after` has the bytes that came behind it. May import errors.
+"""
+
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote
+
+import httptools
+import msgspec
+
+from fastpresence.errors import FastPresenceError
+
+__all__ = ["HttpError", "Request", "RequestParser", "answer", "answer_error"]
+
+HEAD_MAX: Final = 16_384  #: bytes of request line and headers
+HEADERS_MAX: Final = 64
+
+PHRASES: Final = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    422: "Unprocessable Content",
+    426: "Upgrade Required",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class HttpError(FastPresenceError):
+    """Answer with `status` and the error body of the protocol."""
+
+    def __init__(self, status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(f"{status} {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+
+class Request:
+    """One complete request. Header names are lower case; of a name that comes twice `header` gives the first."""
+
+    __slots__ = ("after", "body", "headers", "keep_alive", "method", "path", "query_string", "upgrade")
+
+    def __init__(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], keep_alive: bool) -> None:
+        path, _, query = target.partition(b"?")
+        self.method = method
+        self.path = path.decode("latin-1")
+        self.query_string = query
+        self.headers = headers
+        self.body = b""
+        self.keep_alive = keep_alive
+        self.upgrade = False
+        self.after = b""
+
+    def header(self, name: bytes) -> str | None:
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
+
+    def all(self, name: bytes) -> list[str]:
+        """Every value of a header that may come several times, split at its commas."""
+        values = [value.decode("latin-1") for key, value in self.headers if key == name]
+        return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+    def query(self) -> dict[str, str]:
+        """The query's parameters; of a name that comes twice the last."""
+        if not self.query_string:
+            return {}
+        return dict(parse_qsl(self.query_string.decode("latin-1"), keep_blank_values=True))
+
+    def segments(self) -> list[str]:
+        """The path between its slashes, each part unquoted."""
+        return [unquote(part) for part in self.path.split("/")[1:]]
+
+    def bearer(self) -> str | None:
+        """The token of `Authorization: Bearer ...`."""
+        scheme, _, token = (self.header(b"authorization") or "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+class RequestParser:
+    """Cuts requests out of one connection's bytes. After an `HttpError` or an upgrade it is of no more use."""
+
+    def __init__(self, body_size: int) -> None:
+        self._body_size = body_size
+        self._parser = httptools.HttpRequestParser(self)
+        self._done: list[Request] = []
+        self._fault: HttpError | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_size = 0
+        self._body: list[bytes] = []
+        self._body_have = 0
+        self._in_head = True
+        self._current: Request | None = None
+
+    def feed(self, data: bytes) -> list[Request]:
+        """Take in bytes; returns the requests that they complete. Raises `HttpError`."""
+        self._done = []
+        if self._in_head:
+            # Counted before parsing: what a head is made of does not matter, only that it ends in time.
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._done:
+                self._done[-1].upgrade = True
+                self._done[-1].after = data[upgrade.args[0] :]
+        except httptools.HttpParserCallbackError as error:
+            raise (self._fault or HttpError(400, "bad_request", "not a valid request")) from error
+        except httptools.HttpParserError as error:
+            raise HttpError(400, "bad_request", "not a valid HTTP/1.1 request") from error
+        if self._in_head and self._head_size > HEAD_MAX:
+            raise HttpError(431, "bad_request", "request head too long")
+        return self._done
+
+    def _refuse(self, fault: HttpError) -> None:
+        self._fault = fault
+        raise fault
+
+    # Callbacks of httptools.
+
+    def on_url(self, part: bytes) -> None:
+        self._target += part
+        if len(self._target) > HEAD_MAX:
+            self._refuse(HttpError(414, "bad_request", "request target too long"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > HEADERS_MAX:
+            self._refuse(HttpError(431, "bad_request", "too many headers"))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._parser.get_http_version() != "1.1":
+            self._refuse(HttpError(400, "bad_request", "HTTP/1.1 is spoken here"))
+        hosts = 0
+        for name, value in self._headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length" and (not value.isdigit() or int(value) > self._body_size):
+                self._refuse(HttpError(413, "too_large", f"body over {self._body_size} bytes"))
+        if hosts != 1:
+            self._refuse(HttpError(400, "bad_request", "one Host header is required"))
+        method = self._parser.get_method().decode("latin-1")
+        self._current = Request(method, self._target, self._headers, self._parser.should_keep_alive())
+
+    def on_body(self, part: bytes) -> None:
+        self._body_have += len(part)
+        if self._body_have > self._body_size:
+            self._refuse(HttpError(413, "too_large", f"body over {self._body_size} bytes"))
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        request = self._current
+        if request is None:
+            return
+        request.body = b"".join(self._body)
+        self._begin()
+        self._done.append(request)
+
+
+def answer(
+    status: int, body: Any = None, *, headers: tuple[tuple[str, str], ...] = (), keep_alive: bool = True
+) -> bytes:
+    """A whole response; `body` is encoded as JSON. Header values are ours, never a stranger's text."""
+    payload = b"" if body is None else _encode(body)
+    lines = [f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}"]
+    if body is not None:
+        lines.append("Content-Type: application/json")
+    lines.append(f"Content-Length: {len(payload)}")
+    lines.append("Cache-Control: no-store")
+    if not keep_alive:
+        lines.append("Connection: close")
+    lines.extend(f"{name}: {value}" for name, value in headers)
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + payload
+
+
+def answer_error(error: HttpError, *, keep_alive: bool = False) -> bytes:
+    """The response that an `HttpError` asks for."""
+    body = {"error": {"code": error.code, "message": error.message}}
+    return answer(error.status, body, headers=error.headers, keep_alive=keep_alive)

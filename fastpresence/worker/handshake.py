@@ -1,0 +1,114 @@
+"""The upgrade request: accepted or refused. Pure: a request in, an `Accepted` out or an `HttpError` raised.
+
+RFC 6455 section 4.2 for the WebSocket's part, the protocol's section 1 for token, subprotocol and origin.
+"""
+
+import binascii
+from base64 import b64decode, b64encode
+from hashlib import sha1
+from typing import Final
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from fastpresence.codec import CODECS, JSON, Codec
+from fastpresence.errors import TokenError
+from fastpresence.http import HttpError, Request
+from fastpresence.tokens import Claims, TokenKeys
+
+__all__ = ["Accepted", "Origins", "accept"]
+
+GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+
+
+class Accepted(Struct, frozen=True, gc=False):
+    """Who it is, how it speaks, and what to answer."""
+
+    claims: Claims
+    codec: Codec
+    public: bool  #: wants to hear of the public users
+    cursor: str | None
+    response: bytes
+
+
+class Origins:
+    """Which web pages may connect: those of the same host, and those listed."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._exact = frozenset(origin for origin in allowed if not origin.endswith(":*"))
+        self._any_port = frozenset(origin.removesuffix(":*") for origin in allowed if origin.endswith(":*"))
+
+    def allows(self, origin: str, host: str) -> bool:
+        """`origin` as the browser wrote it; `host` as in the request's Host."""
+        origin = origin.lower()
+        if origin in self._exact:
+            return True
+        try:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or parts.path or not parts.netloc or "@" in parts.netloc:
+                return False
+            without_port = f"{parts.scheme}://{parts.netloc.removesuffix(f':{parts.port}')}"
+        except ValueError:
+            return False
+        return parts.netloc == host.lower() or without_port in self._any_port
+
+
+def accept(request: Request, *, keys: TokenKeys, origins: Origins, now: int) -> Accepted:
+    """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
+    if request.method != "GET":
+        raise HttpError(405, "bad_request", "the WebSocket is opened with GET", (("Allow", "GET"),))
+    if not request.upgrade or (request.header(b"upgrade") or "").lower() != "websocket":
+        raise HttpError(426, "upgrade_required", "this path speaks WebSocket", (("Upgrade", "websocket"),))
+    if request.header(b"sec-websocket-version") != "13":
+        raise HttpError(426, "bad_request", "Sec-WebSocket-Version: 13", (("Sec-WebSocket-Version", "13"),))
+    key = request.header(b"sec-websocket-key") or ""
+    try:
+        if len(key) != 24 or len(b64decode(key, validate=True)) != 16:
+            raise HttpError(400, "bad_request", "Sec-WebSocket-Key: 16 bytes in base64")
+    except (binascii.Error, ValueError):
+        raise HttpError(400, "bad_request", "Sec-WebSocket-Key: 16 bytes in base64") from None
+    origin = request.header(b"origin")
+    if origin is not None and not origins.allows(origin, request.header(b"host") or ""):
+        raise HttpError(403, "forbidden", "this origin may not connect")
+    offered = request.all(b"sec-websocket-protocol")
+    query = request.query()
+    token, chosen = _token(request, offered, query)
+    if token is None:
+        raise HttpError(401, "unauthorized", "a token is required")
+    try:
+        claims = keys.verify(token, now=now)
+    except TokenError as error:
+        raise HttpError(401, "unauthorized", str(error)) from None
+    codec = JSON
+    for name in offered:
+        if name in CODECS:
+            codec, chosen = CODECS[name], name
+            break
+    return Accepted(
+        claims=claims,
+        codec=codec,
+        public=query.get("public") != "0",
+        cursor=query.get("cursor"),
+        response=_switching(key, chosen),
+    )
+
+
+def _token(request: Request, offered: list[str], query: dict[str, str]) -> tuple[str | None, str | None]:
+    """The token, looked for in the protocol's order, and the subprotocol that brought it.
+
+    A browser gives up when none of the subprotocols that it offered comes back: where the token is all it offered,
+    the token's is answered.
+    """
+    for name in offered:
+        if name.startswith("token."):
+            return request.bearer() or name.removeprefix("token."), name
+    return request.bearer() or query.get("token"), None
+
+
+def _switching(key: str, subprotocol: str | None) -> bytes:
+    digest = b64encode(sha1(key.encode("ascii") + GUID, usedforsecurity=False).digest()).decode("ascii")
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {digest}\r\n{chosen}\r\n"
+    ).encode("latin-1")

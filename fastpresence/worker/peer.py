@@ -1,0 +1,367 @@
+"""One connected client: frames in, requests carried out, answers out.
+
+A `Peer` comes into being with the upgrade and is what the engine calls the connection's owner. Everything that peers
+share is the `Worker` (worker.main). Driven by worker.main; told of changes by worker.flush.
+
+    frame -> decode -> allowed? -> HANDLERS[type] -> service -> answer        (refused: an `error` frame, nothing changed)
+
+Costs some 160 bytes and its session; peers make no reference cycles that outlive their connection.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from fastpresence._native import engine as native
+from fastpresence.codec import Codec, request_id
+from fastpresence.errors import (
+    BadField,
+    Forbidden,
+    NotOnline,
+    RequestError,
+    TokenError,
+    TooMany,
+)
+from fastpresence.messages import (
+    Ack,
+    Error,
+    Heartbeat,
+    HeartbeatAck,
+    RequestOnlineStatus,
+    SendMessage,
+    StatusChange,
+    Subscribe,
+    TokenRefresh,
+    Unsubscribe,
+    UserOnline,
+    UserOnlineStatus,
+    Welcome,
+)
+from fastpresence.messages import UserOffline as Goodbye
+from fastpresence.presence.roster import room_scope, watch_scope
+from fastpresence.presence.sessions import Now, Phase, Session
+from fastpresence.tokens import Claims
+from fastpresence.worker.limits import REFUSED, TOO_MUCH
+
+if TYPE_CHECKING:
+    from fastpresence.worker.main import Worker
+
+__all__ = ["Peer"]
+
+#: Seconds before its end at which a client is told that its token runs out.
+EXPIRY_NOTICE: Final = 60
+
+
+class Peer:
+    """One open WebSocket."""
+
+    __slots__ = (
+        "_due_ms",
+        "_told_expiring",
+        "codec",
+        "expires_at",
+        "handle",
+        "public",
+        "room",
+        "rooms",
+        "scope",
+        "session",
+        "user_id",
+        "user_type",
+        "worker",
+    )
+
+    def __init__(self, worker: "Worker", handle: int, claims: Claims, codec: Codec, public: bool) -> None:
+        self.worker = worker
+        self.handle = handle
+        self.codec = codec
+        self.user_id = claims.user_id
+        self.user_type = claims.user_type
+        self.room = claims.room  #: the token's; joined at user_online
+        self.expires_at = claims.expires_at
+        self.public = public  #: hears of the public users
+        self.session: Session | None = None
+        self.rooms: set[str] | None = None  #: rooms that it hears of
+        self.scope: str | None = None  #: of its watches, for cursors; None while it watches nobody
+        self._due_ms = 0.0  # see worker.limits
+        self._told_expiring = False
+
+    @property
+    def variant(self) -> int:
+        """Which prepared buffer of a flush it takes."""
+        return 0 if self.codec.is_text else 1
+
+    # Answers.
+
+    def send(self, frame: object) -> bool:
+        """Gather one frame for this client; False when too much waits for it already."""
+        return self.worker.engine.answer(self.handle, self.codec.encode(frame))
+
+    def ack(self, frame: Any, **fields: Any) -> None:
+        """Answer a request that carried an `id`."""
+        if frame.id is not None:
+            self.send(Ack(frame.id, **fields))
+
+    def close(self, code: int, reason: str) -> None:
+        """Close it with a code of ours; the caller sees to its session."""
+        self.worker.forget(self)
+        self.worker.engine.close(self.handle, code, reason.encode())
+
+    # What comes in.
+
+    def on_message(self, kind: int, data: bytes, now: Now) -> None:
+        """One message of the client's."""
+        worker = self.worker
+        limit = worker.rate_limit
+        due_ms = limit.next(self._due_ms, now.ms)
+        if due_ms is REFUSED:
+            self._over_rate(data, now)
+            return
+        self._due_ms = due_ms
+        codec = self.codec
+        if (kind == native.TEXT) is not codec.is_text:
+            self.worker.end_session(self, "closed", now)
+            self.close(1003, f"{codec.subprotocol} has {'text' if codec.is_text else 'binary'} frames")
+            return
+        try:
+            frame: Any = codec.decode_request(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            problem, reply_to = codec.explain(data, error)
+            self._refuse(problem, reply_to)
+            return
+        try:
+            if (frame.user_id is not None and frame.user_id != self.user_id) or (
+                frame.user_type is not None and frame.user_type != self.user_type
+            ):
+                raise Forbidden("user_id and user_type are the token's, or left out")
+            HANDLERS[type(frame)](self, frame, now)
+        except RequestError as error:
+            self._refuse(error, frame.id)
+
+    def _refuse(self, error: RequestError, reply_to: int | str | None) -> None:
+        self.worker.count_error(error.code)
+        self.send(Error(error.code, str(error), reply_to))
+
+    def _over_rate(self, data: bytes, now: Now) -> None:
+        due_ms = self.worker.rate_limit.charge(self._due_ms, now.ms)
+        self.worker.note_rate_limited(self)
+        if due_ms is TOO_MUCH:
+            self.worker.lose_session(self, now.ms, now)
+            self.close(4029, "over the rate limit")
+            return
+        self._due_ms = due_ms
+        try:
+            raw = self.codec.decode_any(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raw = None
+        reply_to = request_id(raw.get("id")) if isinstance(raw, dict) else None
+        self.send(Error("rate_limited", "too many frames a second", reply_to))
+
+    # Requests.
+
+    def _user_online(self, frame: UserOnline, now: Now) -> None:
+        service = self.worker.service
+        session = self.session
+        if session is not None and session.phase is not Phase.GONE:
+            service.handle_update(session, status=frame.status, device=frame.device, now=now)
+            self.ack(frame)
+            return
+        rooms = list(self.rooms or ())
+        if self.room is not None and self.room not in rooms:
+            rooms.append(self.room)
+        self.session = service.handle_user_online(
+            self.user_id,
+            self.user_type,
+            status=frame.status,
+            device=frame.device,
+            connection=self,
+            rooms=rooms,
+            now=now,
+            attempt=frame.attempt,
+        )
+        self.ack(frame)
+        if self.room is not None and (self.rooms is None or self.room not in self.rooms):
+            self._enter(self.room, None, now)
+
+    def _heartbeat(self, frame: Heartbeat, now: Now) -> None:
+        session = self.session
+        if session is not None:
+            self.worker.service.handle_heartbeat(session, now=now)
+        worker = self.worker
+        if frame.id is None:
+            worker.engine.write(self.handle, worker.heartbeat_ack(self.variant, now))
+        else:
+            self.send(HeartbeatAck(now.wall_us // 1_000_000, frame.id))
+
+    def _present(self) -> Session:
+        session = self.session
+        if session is None or session.phase is Phase.GONE:
+            raise NotOnline("user_online comes first")
+        return session
+
+    def _status_change(self, frame: StatusChange, now: Now) -> None:
+        self.worker.service.handle_status_change(self._present(), frame.status, now=now)
+        self.ack(frame)
+
+    def _user_offline(self, frame: Goodbye, now: Now) -> None:
+        self.worker.end_session(self, "goodbye", now)
+        self.ack(frame)
+        self.close(1000, "goodbye")
+
+    def _request_online_status(self, frame: RequestOnlineStatus, now: Now) -> None:
+        status_of = self.worker.service.get_user_status
+        entries = [status_of(user_id) for user_id in frame.user_ids]
+        self.send(UserOnlineStatus(entries, full=False, reply_to=frame.id))
+
+    def _message(self, frame: SendMessage, now: Now) -> None:
+        self._present()
+        if frame.from_user_id is not None and frame.from_user_id != self.user_id:
+            raise Forbidden("from_user_id is the token's user, or left out")
+        self.ack(frame, delivered=self.worker.deliver(self.user_id, frame.to_user_id, frame.message, now))
+
+    def _token_refresh(self, frame: TokenRefresh, now: Now) -> None:
+        from_now = now.wall_us // 1_000_000
+        try:
+            claims = self.worker.keys.verify(frame.token, now=from_now)
+        except TokenError as error:
+            problem = RequestError(str(error))
+            problem.code = "unauthorized"
+            raise problem from None
+        if claims.user_id != self.user_id or claims.user_type != self.user_type:
+            raise Forbidden("the new token is another user's")
+        self.expires_at = claims.expires_at
+        self._told_expiring = False
+        self.worker.watch_token(self, now)
+        self.ack(frame, expires_at=claims.expires_at)
+
+    def _subscribe(self, frame: Subscribe, now: Now) -> None:
+        worker = self.worker
+        service = worker.service
+        user_ids = list(dict.fromkeys(frame.user_ids or ()))
+        rooms = list(dict.fromkeys(frame.rooms or ()))
+        if not user_ids and not rooms:
+            raise BadField("user_ids: missing, and so is rooms")
+        watched = service.audience.watches_of(self)
+        limits = worker.settings.limits
+        if len(watched) + sum(user_id not in watched for user_id in user_ids) > limits.watches:
+            raise TooMany(f"user_ids: at most {limits.watches} for one connection")
+        if len((self.rooms or set()).union(rooms)) > limits.rooms:
+            raise TooMany(f"rooms: at most {limits.rooms} for one connection")
+        self.ack(frame)
+        if user_ids:
+            service.watch(self, user_ids)
+            self.scope = watch_scope(service.audience.watches_of(self))
+            self._show_watched(user_ids, frame.cursor)
+        for room in rooms:
+            self._enter(room, frame.cursor, now)
+
+    def _show_watched(self, user_ids: list[str], cursor: str | None) -> None:
+        """The state of these users, or of those that changed since a cursor of exactly these."""
+        worker = self.worker
+        service = worker.service
+        scope = watch_scope(user_ids)
+        since = worker.read_cursor(cursor, scope)
+        changed = None if since is None else service.changes_among(user_ids, since)
+        if changed is None:
+            entries = [service.get_user_status(user_id) for user_id in user_ids]
+        else:
+            entries = [record.entry() for record in changed]
+        worker.send_pages(self, entries, full=changed is None, cursor=worker.make_cursor(scope))
+
+    def _enter(self, name: str, cursor: str | None, now: Now) -> None:
+        """Hear of a room from now on, and be in it while online."""
+        worker = self.worker
+        session = self.session if self.session is not None and self.session.phase is not Phase.GONE else None
+        room = worker.service.join_room(session, self, name, now=now)
+        if self.rooms is None:
+            self.rooms = set()
+        self.rooms.add(name)
+        if room.audience is None:
+            room.audience = worker.engine.new_audience()
+        worker.engine.join(self.handle, room.audience)
+        scope = room_scope(name)
+        since = worker.read_cursor(cursor, scope)
+        members = None if since is None else room.members.changes_since(since)
+        if members is None:
+            entries = [member.record.entry() for member in room.members.values() if not member.left]
+        else:
+            entries = [member.record.entry(left=member.left) for member in members]
+        worker.send_pages(self, entries, full=members is None, cursor=worker.make_cursor(scope), room=name)
+
+    def _unsubscribe(self, frame: Unsubscribe, now: Now) -> None:
+        if not frame.user_ids and not frame.rooms:
+            raise BadField("user_ids: missing, and so is rooms")
+        service = self.worker.service
+        if frame.user_ids:
+            service.unwatch(self, frame.user_ids)
+            watched = service.audience.watches_of(self)
+            self.scope = watch_scope(watched) if watched else None
+        for room in frame.rooms or ():
+            if self.rooms is not None and room in self.rooms:
+                self._leave(room, now)
+        self.ack(frame)
+
+    def _leave(self, name: str, now: Now) -> None:
+        if self.rooms is None:
+            return
+        self.rooms.discard(name)
+        session = self.session if self.session is not None and self.session.phase is not Phase.GONE else None
+        room = self.worker.service.leave_room(session, self, name, now=now)
+        if room is not None and room.audience is not None:
+            self.worker.engine.leave(self.handle, room.audience)
+            self.worker.free_audience(room)
+
+    # The connection's beginning.
+
+    def welcome(self, now: Now) -> None:
+        """The first frame."""
+        worker = self.worker
+        presence = worker.settings.presence
+        self.send(
+            Welcome(
+                session_id=f"{worker.epoch}.{self.handle:x}",
+                user_id=self.user_id,
+                user_type=self.user_type,
+                heartbeat_interval=_seconds(presence.heartbeat_interval),
+                heartbeat_timeout=_seconds(presence.heartbeat_timeout),
+                expires_at=self.expires_at,
+                epoch=worker.epoch,
+                timestamp=now.wall_us // 1_000_000,
+            )
+        )
+
+    def on_token_due(self, now: Now) -> None:
+        """Its token is about to run out, or has."""
+        left = self.expires_at - now.wall_us / 1_000_000
+        if left <= 0:
+            self.worker.lose_session(self, self.worker.engine.heard_ms(self.handle), now)
+            self.close(4001, "token expired")
+            return
+        if left <= EXPIRY_NOTICE and not self._told_expiring:
+            self._told_expiring = True
+            self.send({"type": "token_expiring", "expires_at": self.expires_at})
+        self.worker.watch_token(self, now)
+
+    @property
+    def next_token_event_s(self) -> float:
+        """Unix time of the next thing to do about its token."""
+        return self.expires_at if self._told_expiring else self.expires_at - EXPIRY_NOTICE
+
+
+def _seconds(value: float) -> float:
+    """Whole seconds as integers: the protocol's example says 30, not 30.0."""
+    return int(value) if value == int(value) else value
+
+
+HANDLERS: Final[dict[type[Any], Callable[[Peer, Any, Now], None]]] = {
+    UserOnline: Peer._user_online,
+    Heartbeat: Peer._heartbeat,
+    StatusChange: Peer._status_change,
+    Goodbye: Peer._user_offline,
+    RequestOnlineStatus: Peer._request_online_status,
+    Subscribe: Peer._subscribe,
+    Unsubscribe: Peer._unsubscribe,
+    SendMessage: Peer._message,
+    TokenRefresh: Peer._token_refresh,
+}
