@@ -138,11 +138,11 @@ class Swarm:
     ) -> None:
         self._end()
 
-    def run(self, amount: float, *, warmup_s: float = 0.0, payload_bytes: int = 0) -> Run:
-        """`amount` is seconds; for handshakes it is how many."""
+    def run(self, amount: float, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0) -> Run:
+        """`amount` is seconds; for handshakes it is how many. `payload_bytes` and `pace_ms` are for fanout."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes}\n".encode())
+        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes} {pace_ms}\n".encode())
         self._process.stdin.flush()
         return msgspec.convert(self._answer(amount + warmup_s + 60), Run)
 

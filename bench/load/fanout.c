@@ -2,7 +2,8 @@
  *
  * At the real server a change is a status_change, to busy and to online by turns, and everybody has seen it when every
  * receiver got an entry of that publisher with that status. At the C server it is a `!` message that names publisher
- * and change, padded to the length asked for. A delivery is one frame at one receiver, whatever number of entries it has.
+ * and change, padded to the length asked for. With a pace the next change waits until that long after the last one, as a
+ * server that joins changes makes it wait: what a send costs depends on what went before it. A delivery is one frame at one receiver, whatever number of entries it has.
  */
 #include "swarm.h"
 
@@ -75,8 +76,15 @@ static void saw(struct link *link, uint32_t index)
     rounds++;
     round_ns += now_ns() - p->sent_at;
     p->in_flight = false;
-    if (driving)
+    if (driving && !options.pace_ms)
         next_change(index);
+}
+
+static void turn(uint64_t now)
+{
+    for (uint32_t i = 0; options.pace_ms && i < options.publishers; i++)
+        if (!publishers[i].in_flight && now >= publishers[i].sent_at + (uint64_t)(options.pace_ms * NS_MS))
+            next_change(i);
 }
 
 static void on_frame(struct link *link, const uint8_t *payload, uint32_t length)
@@ -134,6 +142,7 @@ static void report(void)
 const struct mode fanout_mode = {
     .name = "fanout",
     .start = start,
+    .turn = turn,
     .frame = on_frame,
     .busy = busy,
     .ready = ready,

@@ -21,6 +21,7 @@ from bench.load.tokens import host_names, token, user_names, write_tokens
 __all__ = ["Setting", "fanout", "handshakes", "heartbeats", "joined", "record"]
 
 SPIN: Final = "--spin"
+WINDOW_MS: Final = 10.0  #: presence.flush_window_ms
 COMMON: Final = f"limits.rate and limits.burst {LIMITS_OFF['FASTPRESENCE_LIMITS_RATE']}"
 SILENCE: Final = "observers may be silent for an hour"
 
@@ -152,7 +153,7 @@ def fanout(setting: Setting) -> Outcome:
         f"{observers} observers and a host, one change in flight; {pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
         COST_COLUMNS,
     )
-    runs, _ = _fan(setting, outcome, observers, 1, pairs, seconds, warmup_s)
+    runs, _, _ = _fan(setting, outcome, observers, 1, pairs, seconds, warmup_s)
     outcome.rows += runs.rows()
     outcome.notes.append(runs.note())
     sizes = sorted({(run.payload_min, run.payload_max) for run in runs.ours})
@@ -179,14 +180,16 @@ def joined(setting: Setting) -> Outcome:
         f"{pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
         COST_COLUMNS,
     )
-    runs, seen = _fan(setting, outcome, observers, hosts, pairs, seconds, warmup_s)
+    runs, paced, payload = _fan(setting, outcome, observers, hosts, pairs, seconds, warmup_s)
     outcome.rows += runs.rows()
+    outcome.rows.append(paced.rows(("", "C limit, one frame a window"))[1])
     outcome.notes.append(runs.note())
+    outcome.notes.append(f"with C at the pace of the flush window: {paced.note()}")
     entries = sum(run.entries for run in runs.ours)
     per_frame = entries / max(1, sum(run.frames for run in runs.ours))
     per_second = entries / (sum(run.server_cpu_ns for run in runs.ours) / 1e9)
     outcome.notes.append(
-        f"{per_frame:.2f} entries a frame, {seen} bytes of payload a frame, {per_second:,.0f} entries per CPU second"
+        f"{per_frame:.2f} entries a frame, {payload} bytes of payload a frame, {per_second:,.0f} entries per CPU second"
     )
     ratio = median(runs.ratios())
     outcome.bars.append(Bar(f"at least 15 entries a frame (here {per_frame:.2f})", per_frame >= 15))
@@ -196,8 +199,12 @@ def joined(setting: Setting) -> Outcome:
 
 def _fan(
     setting: Setting, outcome: Outcome, observers: int, hosts: int, pairs: int, seconds: float, warmup_s: float
-) -> tuple[Pairs, int]:
-    """Pairs of the real server with `hosts` publishers and the C limit with one, whose frames are as long as ours."""
+) -> tuple[Pairs, Pairs, int]:
+    """Pairs of the real server with `hosts` publishers and the C limit with one, whose frames are as long as ours.
+
+    The second pairs, for several hosts only, have the C limit send one frame a flush window: a send after a rest costs
+    more than one of a row, and a server that joins changes rests. Then the mean payload, in bytes.
+    """
     tokens = write_tokens(setting.directory / outcome.name, host_names(hosts))
     crowd = partial(
         Swarm,
@@ -211,18 +218,22 @@ def _fan(
     options = [SPIN, "--publishers-public"] if hosts == 1 else [SPIN]
     payload = 0
 
-    def measure(swarm: Swarm) -> Run:
+    def measure(swarm: Swarm, pace_ms: float = 0.0) -> Run:
         nonlocal payload
-        run = swarm.run(seconds, warmup_s=warmup_s, payload_bytes=payload)
+        run = swarm.run(seconds, warmup_s=warmup_s, payload_bytes=payload, pace_ms=pace_ms)
         payload = run.payload_bytes or payload  # the limit gives back what it was given
         return run
 
     with both(setting, LONG_SILENCE) as (ours, limit):
         with crowd(ours, publishers=hosts, options=options) as us, crowd(limit, publishers=1, options=[SPIN]) as them:
             record(outcome, ours, measure(us))  # for the length of our frames, and to warm up
-            runs = alternate(outcome, ((ours, us), (limit, them)), pairs, measure)
+            sides = ((ours, us), (limit, them))
+            runs = alternate(outcome, sides, pairs, measure)
+            paced = Pairs()
+            if hosts > 1:
+                paced = alternate(outcome, sides, pairs, lambda swarm: measure(swarm, 0 if swarm is us else WINDOW_MS))
         complaints(outcome, ours)
-    return runs, payload
+    return runs, paced, payload
 
 
 def handshakes(setting: Setting) -> Outcome:

@@ -1,19 +1,21 @@
 /* The swarm's own life: flags, bring the links up, runs on command, one line of JSON for each.
  *
  *   swarm MODE --port P --connections N [--real] [--present] [--tokens FILE] [--observer-token T] [--publishers P]
- *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin] [--server-pid PID]
+ *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin]
+ *              [--server-pid PID]
  *
  * MODE: heartbeats, fanout, sync, handshakes, idle. --real: the server speaks the protocol (else it echoes and
- * broadcasts). --present: links say user_online first (publishers always do). --server-pid: whose CPU time a run is charged with.
+ * broadcasts). --present: links say user_online first (publishers always do). --server-pid: whose CPU time a run is
+ * charged with.
  *
  *   it prints                          it reads
  *   {"ready": N, "seconds": S}
- *                                      run AMOUNT WARMUP BYTES
+ *                                      run AMOUNT WARMUP BYTES PACE
  *   {"mode": ..., "operations": ...}
  *                                      quit      (or the end of the input)
  *
- * AMOUNT and WARMUP are seconds (handshakes: how many, and no warm-up), BYTES the payload of a broadcast. A run drives,
- * lets WARMUP pass, measures for AMOUNT, then waits for what is in flight. CPU time of the server is the sum of the
+ * AMOUNT and WARMUP are seconds (handshakes: how many, and no warm-up), BYTES the payload of a broadcast, PACE the
+ * milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT, then waits for what is in flight. CPU time of the server is the sum of the
  * nanoseconds its threads were on a CPU (schedstat), read in the same turn as the counters. On quit present links close
  * with 1000 and the rest are reset. The swarm's own share: `swarm_busy` is the part of the time in which it had work.
  */
@@ -204,19 +206,20 @@ static void run(double amount, double warmup_s, uint32_t bytes)
 
 static void obey(void)
 {
-    double amount, warmup_s;
+    double amount, warmup_s, pace_ms;
     unsigned bytes;
     char *newline;
     while (!quitting && (newline = memchr(commands, '\n', command_length))) {
         *newline = 0;
         if (!strcmp(commands, "quit"))
             quitting = true;
-        else if (sscanf(commands, "run %lf %lf %u", &amount, &warmup_s, &bytes) != 3)
+        else if (sscanf(commands, "run %lf %lf %u %lf", &amount, &warmup_s, &bytes, &pace_ms) != 4)
             die("not a command: %s", commands);
         size_t used = (size_t)(newline + 1 - commands);
         bool is_run = !strncmp(commands, "run", 3);
         command_length -= used;
         memmove(commands, newline + 1, command_length);
+        options.pace_ms = is_run ? pace_ms : 0;
         if (is_run)
             run(amount, warmup_s, bytes);
     }

@@ -37,7 +37,7 @@ struct options {
     int port, server_pid;
     uint32_t connections, publishers, parallel;
     bool real, spin, present, publishers_public;
-    double period_s, rate;
+    double period_s, rate, pace_ms;
 };
 
 struct counters {
