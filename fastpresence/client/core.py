@@ -1,0 +1,462 @@
+"""The client's machine: connect, come online, beat, lose the connection, come back with what was known.
+
+Sans-IO: the caller passes `now_ms` (monotonic, milliseconds) and randomness, hands in frames and what became of the
+socket, and takes out events and frames to send.
+
+Invariant: a request is pending only in UP and LEAVING; each that was sent is answered, refused or failed by exactly
+one `Answered`. The table and the events are in client.machine, the copy of the roster in client.roster, the reconnect
+table in client.schedule. Driven by client.connection.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from msgspec import Struct, structs
+
+from fastpresence.client.machine import (
+    NEXT,
+    SHOWS,
+    Answer,
+    Answered,
+    Connect,
+    Cue,
+    Disconnect,
+    Event,
+    Phase,
+    State,
+    StateChanged,
+    Synced,
+)
+from fastpresence.client.roster import RosterCopy
+from fastpresence.client.schedule import Backoff, Then, Timing, after_close, after_refusal
+from fastpresence.errors import ConnectionFailed, FastPresenceError, RequestRefused
+from fastpresence.messages import (
+    Ack,
+    ClientFrame,
+    Draining,
+    Error,
+    Heartbeat,
+    HeartbeatAck,
+    Message,
+    RequestOnlineStatus,
+    RoomOccupancy,
+    SendMessage,
+    ServerFrame,
+    Status,
+    StatusChange,
+    Subscribe,
+    TokenExpiring,
+    TokenRefresh,
+    Unsubscribe,
+    UserOffline,
+    UserOnline,
+    UserOnlineStatus,
+    Welcome,
+)
+
+__all__ = ["TOKEN_MARGIN_MS", "ClientCore"]
+
+#: A token that runs out sooner than this is not worth connecting with.
+TOKEN_MARGIN_MS: Final = 60_000
+
+_WAITS: Final = (Phase.WAITING, Phase.RESTING)
+_TRIES: Final = (Phase.OPENING, Phase.PROBING)
+_TALKS: Final = (Phase.UP, Phase.LEAVING)
+
+
+class _Pending(Struct):
+    request: ClientFrame
+    deadline_ms: float
+    before: Status | None = None  # what a status change took the place of
+    covers: tuple[str, ...] = ()  # watched users whose state the cursor covers once this is answered
+
+
+class ClientCore:
+    """One client's machine and its copy of the roster. `random` is uniform in [0, 1)."""
+
+    def __init__(
+        self,
+        *,
+        random: Callable[[], float],
+        timing: Timing | None = None,
+        user_id: str | None = None,
+        user_type: str | None = None,
+        device: str | None = None,
+        online: bool = False,
+        status: Status | None = None,
+        public: bool = True,
+        renewable: bool = False,
+    ) -> None:
+        self.user_id = user_id  #: None until `welcome` names it
+        self.user_type = user_type
+        self.online = online  #: False: an observer, who sees and is not seen
+        self.status = status  #: what this user wants to show as; None: online, unless hidden by another device
+        self.phase = Phase.WAITING
+        self.reason: FastPresenceError | None = None  #: why it is not connected
+        self.stale = True
+        self.copy = RosterCopy(public=public)
+        self._rooms: dict[str, None] = {}
+        self._device = device
+        self._renewable = renewable
+        self._timing = timing or Timing()
+        self._random = random
+        self._backoff = Backoff(self._timing, random)
+        self._events: list[Event] = []
+        self._out: list[ClientFrame] = []
+        self._pending: dict[int, _Pending] = {}
+        self._last_id = 0
+        self._due_ms: float | None = None  # WAITING, RESTING: the next attempt; while trying or leaving: the deadline
+        self._beat_ms: float | None = None
+        self._silent_ms: float | None = None  # the deadline for any sign of life after a beat
+        self._drain_ms: float | None = None
+        self._up_ms = 0.0
+        self._interval_ms = 0.0
+        self._patience_ms = 0.0
+        self._token_ends_ms: float | None = None
+        self._server_zero_ms = 0.0  # our clock at the server's Unix epoch
+        self._fresh_token = False
+        self._settling: int | None = None  # the request whose answer proves that everything before it is answered
+        self._ever_online = False
+
+    @property
+    def state(self) -> State:
+        return SHOWS[self.phase]
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never connect again."""
+        return self.phase in (Phase.STOPPED, Phase.CLOSED)
+
+    # Out: what to do and what happened.
+
+    def events(self) -> list[Event]:
+        """What happened since the last call, in order. Frames to send belong to the socket before a `Disconnect`."""
+        events, self._events = self._events, []
+        return events
+
+    def frames_to_send(self) -> list[ClientFrame]:
+        """Frames for the socket, since the last call."""
+        frames, self._out = self._out, []
+        return frames
+
+    def next_deadline_ms(self) -> float | None:
+        """When `tick` is to be called at the latest; None: nothing is waited for."""
+        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms]
+        deadlines.extend(pending.deadline_ms for pending in self._pending.values())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    # In: time and the socket.
+
+    def start(self, now_ms: float) -> None:
+        """Try to connect, now: at the beginning, or because the network is back."""
+        if self.phase in _WAITS:
+            self._due_ms = now_ms
+            self.tick(now_ms)
+
+    def tick(self, now_ms: float) -> None:
+        """Do what is due."""
+        if self._due_ms is not None and now_ms >= self._due_ms:
+            if self.phase in _WAITS:
+                self._connect(now_ms)
+            elif self.phase in _TRIES:
+                self._cut(now_ms, None, Then.AGAIN, "no welcome in time")
+            else:
+                self._part(None)
+        if self.phase not in _TALKS:
+            return
+        for request_id, pending in list(self._pending.items()):
+            if now_ms >= pending.deadline_ms:
+                self._answer(request_id, None, ConnectionFailed("no answer in time"))
+        if self._silent_ms is not None and now_ms >= self._silent_ms:
+            self._cut(now_ms, None, Then.AGAIN, "a heartbeat was not answered")
+        elif self._settling is not None and self._settling not in self._pending and not self.copy.collecting:
+            self._cut(now_ms, None, Then.AGAIN, "the server did not catch us up in time")
+        elif self._drain_ms is not None and now_ms >= self._drain_ms:
+            self._cut(now_ms, 1001, Then.AT_ONCE, "the server is draining")
+        elif self._beat_ms is not None and now_ms >= self._beat_ms:
+            self._out.append(Heartbeat())
+            # Missed beats are not made up for: one now, the next an interval from now.
+            self._beat_ms = now_ms + self._interval_ms
+            if self._silent_ms is None:
+                self._silent_ms = now_ms + self._patience_ms
+
+    def lost(
+        self,
+        now_ms: float,
+        *,
+        close_code: int | None = None,
+        http_status: int | None = None,
+        retry_after_ms: float = 0.0,
+        reason: str = "the connection broke",
+    ) -> None:
+        """The socket of the last `Connect` is gone, or could not be had."""
+        if http_status is not None:
+            then = after_refusal(http_status)
+            reason = f"the server refused the connection: HTTP {http_status}"
+        else:
+            then = after_close(close_code)
+            if close_code is not None:
+                reason = f"the server closed the connection: {close_code}"
+            if close_code == 1012 and self._drain_ms is not None:
+                then = Then.AT_ONCE  # announced, and spread over the drain already
+        self._lost(now_ms, then, reason, retry_after_ms)
+
+    def refuse(self, error: FastPresenceError) -> None:
+        """Nothing that a retry could mend: stop for good."""
+        if self.phase in _TRIES or self.phase in _TALKS:
+            self._events.append(Disconnect(1000))
+        self._end(Cue.REFUSED, error)
+
+    # In: what the user of the client wants. Each returns the id of its request, and raises ConnectionFailed when
+    # nobody can be told just now; status, watches and rooms are told at the next connection then.
+
+    def set_status(self, status: Status, now_ms: float) -> int:
+        before, self.status = self.status, status
+        request_id = self._request(StatusChange(status=status), now_ms)
+        self._pending[request_id].before = before
+        return request_id
+
+    def watch(self, user_ids: list[str], now_ms: float) -> int:
+        self.copy.watch(user_ids)
+        return self._request(Subscribe(user_ids=user_ids), now_ms)
+
+    def unwatch(self, user_ids: list[str], now_ms: float) -> int:
+        self.copy.unwatch(user_ids)
+        return self._request(Unsubscribe(user_ids=user_ids), now_ms)
+
+    def join(self, room: str, now_ms: float) -> int:
+        self._rooms[room] = None
+        return self._request(Subscribe(rooms=[room]), now_ms)
+
+    def leave_room(self, room: str, now_ms: float) -> int:
+        self._rooms.pop(room, None)
+        self.copy.leave_room(room)
+        return self._request(Unsubscribe(rooms=[room]), now_ms)
+
+    def send_message(self, to_user_id: str, text: str, now_ms: float) -> int:
+        return self._request(SendMessage(to_user_id=to_user_id, message=text), now_ms)
+
+    def ask(self, user_ids: list[str], now_ms: float) -> int:
+        return self._request(RequestOnlineStatus(user_ids=user_ids), now_ms)
+
+    def refresh_token(self, token: str, now_ms: float) -> int:
+        return self._request(TokenRefresh(token=token), now_ms)
+
+    def leave(self, now_ms: float) -> None:
+        """Go for good: say goodbye if anybody can see us, then close."""
+        if self.phase is Phase.UP and self.online:
+            self._settling = None
+            self._fail_pending(ConnectionFailed("the client leaves"))
+            self._request(UserOffline(), now_ms)
+            self._move(Cue.LEAVE, None)
+            self._due_ms = now_ms + self._timing.goodbye_ms
+            self._beat_ms = self._silent_ms = self._drain_ms = None
+        elif self.phase is not Phase.LEAVING:
+            self._part(1000)
+
+    def abandon(self) -> None:
+        """Go for good, at once and without a goodbye."""
+        self._part(None)
+
+    # In: frames.
+
+    def receive(self, frame: ServerFrame, now_ms: float) -> None:
+        """Take one frame of the server in."""
+        self._silent_ms = None
+        if isinstance(frame, Welcome):
+            if self.phase in _TRIES:
+                self._on_welcome(frame, now_ms)
+            return
+        if self.phase not in _TALKS:
+            return
+        match frame:
+            case UserOnlineStatus():
+                self._events.extend(self.copy.take(frame))
+                if isinstance(frame.reply_to, int):
+                    self._answer(frame.reply_to, frame)
+                self._settle()
+            case Ack() | HeartbeatAck():
+                if isinstance(frame.reply_to, int):
+                    self._on_ack(frame.reply_to, frame, now_ms)
+            case Error():
+                if isinstance(frame.reply_to, int):
+                    self._on_error(frame.reply_to, RequestRefused(frame.code, frame.message), now_ms)
+            case Message() | TokenExpiring():
+                self._events.append(frame)
+            case RoomOccupancy():
+                self.copy.crowded(frame.room, frame.count)
+            case Draining():
+                self._drain_ms = now_ms + frame.reconnect_after_ms
+
+    def _on_welcome(self, frame: Welcome, now_ms: float) -> None:
+        for wanted, given in ((self.user_id, frame.user_id), (self.user_type, frame.user_type)):
+            if wanted is not None and wanted != given:
+                self.refuse(ConnectionFailed(f"the token is for {given!r}, not for {wanted!r}"))
+                return
+        self.user_id, self.user_type = frame.user_id, frame.user_type
+        self._up_ms = now_ms
+        self._due_ms = None
+        self._fresh_token = False
+        self._server_zero_ms = now_ms - frame.timestamp * 1000
+        self._token_ends_ms = self._server_zero_ms + frame.expires_at * 1000
+        self._interval_ms = frame.heartbeat_interval * 1000
+        # A lost connection is noticed early enough to be back before the server takes us for gone.
+        margin_ms = (frame.heartbeat_timeout - frame.heartbeat_interval) * 500
+        self._patience_ms = max(margin_ms, self._timing.silence_floor_ms)
+        self._beat_ms = now_ms + self._interval_ms * self._random()
+        cursor = self.copy.cursor  # before the new connection moves it on
+        self.copy.connected(frame.epoch)
+        self._move(Cue.WELCOMED, None)
+        if self.online:
+            attempt = self._backoff.attempt or None
+            self._request(UserOnline(status=self.status, device=self._device, attempt=attempt), now_ms)
+        covers = self._subscribe_again(cursor, now_ms)
+        # Frames are answered in order: when this one is, everything before it has been.
+        self._settling = self._request(Heartbeat(), now_ms, covers)
+
+    def _subscribe_again(self, cursor: str | None, now_ms: float) -> tuple[str, ...]:
+        watched = self.copy.watched
+        known = tuple(user_id for user_id, covered in watched.items() if covered and cursor is not None)
+        new = [user_id for user_id in watched if user_id not in set(known)]
+        # Until the answer has come, the connection's cursor does not cover them: lost before, they start afresh.
+        watched.update(dict.fromkeys(known, False))
+        for batch in _batches(known):
+            self._request(Subscribe(user_ids=batch, cursor=cursor), now_ms)
+        for batch in _batches(new):
+            self._request(Subscribe(user_ids=batch), now_ms)
+        cursors = self.copy.room_cursors
+        for room in self._rooms:
+            self._request(Subscribe(rooms=[room], cursor=cursors.get(room)), now_ms)
+        return known
+
+    def _on_ack(self, request_id: int, frame: Ack | HeartbeatAck, now_ms: float) -> None:
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return
+        match pending.request:
+            case Subscribe(user_ids=list(user_ids)):
+                self.copy.answering(user_ids)
+            case Unsubscribe(user_ids=user_ids, rooms=rooms):
+                # Frames that were under way may have brought them back.
+                self.copy.unwatch(user_ids or ())
+                for room in rooms or ():
+                    self.copy.leave_room(room)
+            case UserOnline():
+                self._ever_online = True
+            case TokenRefresh() if isinstance(frame, Ack) and isinstance(frame.expires_at, int):
+                self._token_ends_ms = self._server_zero_ms + frame.expires_at * 1000
+        self._answer(request_id, frame)
+        if request_id == self._settling:
+            self.copy.settled(pending.covers)
+            self._settle()
+
+    def _on_error(self, request_id: int, error: RequestRefused, now_ms: float) -> None:
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return
+        self._answer(request_id, None, error)
+        match pending.request:
+            case UserOnline():
+                if self._ever_online:
+                    self._cut(now_ms, 1001, Then.BACK_OFF, str(error))
+                else:
+                    self.refuse(error)
+            case StatusChange(status=status) if status == self.status:
+                self.status = pending.before
+            case Subscribe(user_ids=user_ids, rooms=rooms):
+                self.copy.unwatch(user_ids or ())
+                for room in rooms or ():
+                    self._rooms.pop(room, None)
+            case Heartbeat() if request_id == self._settling:
+                self._cut(now_ms, 1001, Then.BACK_OFF, str(error))
+
+    def _settle(self) -> None:
+        settled = self._settling is not None and self._settling not in self._pending
+        if self.stale and settled and not self.copy.collecting:
+            self.stale = False
+            self._settling = None
+            self._events.append(Synced())
+
+    # Inside.
+
+    def _request(self, frame: ClientFrame, now_ms: float, covers: tuple[str, ...] = ()) -> int:
+        if self.phase is not Phase.UP:
+            raise ConnectionFailed(f"{self.state}: {self.reason}" if self.reason else self.state)
+        self._last_id += 1
+        frame = structs.replace(frame, id=self._last_id)
+        self._pending[self._last_id] = _Pending(frame, now_ms + self._timing.request_timeout_ms, covers=covers)
+        self._out.append(frame)
+        return self._last_id
+
+    def _answer(self, request_id: int, answer: Answer | None, error: FastPresenceError | None = None) -> None:
+        pending = self._pending.pop(request_id, None)
+        if pending is not None:
+            self._events.append(Answered(request_id, pending.request, answer, error))
+
+    def _fail_pending(self, error: FastPresenceError) -> None:
+        for request_id in list(self._pending):
+            self._answer(request_id, None, error)
+
+    def _connect(self, now_ms: float) -> None:
+        ends = self._token_ends_ms
+        expiring = ends is not None and ends - now_ms < TOKEN_MARGIN_MS
+        self._move(Cue.DUE, self.reason)
+        self._due_ms = now_ms + self._timing.attempt_timeout_ms
+        self._events.append(Connect(self.copy.cursor, self._renewable and (self._fresh_token or expiring)))
+
+    def _cut(self, now_ms: float, code: int | None, then: Then, reason: str) -> None:
+        self._events.append(Disconnect(code))
+        self._lost(now_ms, then, reason)
+
+    def _lost(self, now_ms: float, then: Then, reason: str, retry_after_ms: float = 0.0) -> None:
+        if self.phase is Phase.LEAVING:
+            self._part(None)
+        elif self.phase is Phase.UP or self.phase in _TRIES:
+            error = ConnectionFailed(reason)
+            opened = self.phase is Phase.UP
+            if then is Then.STOP or (then is Then.NEW_TOKEN and not self._renewable):
+                self._end(Cue.REFUSED, error)
+                return
+            if then is Then.MEND:
+                self.copy.drop_cursors()
+            if opened and now_ms - self._up_ms >= self._timing.stable_after_ms:
+                self._backoff.stable()
+            self._fresh_token = not opened or then is Then.NEW_TOKEN
+            delay_ms, spent = self._backoff.delay_ms(then, opened=opened, at_least_ms=retry_after_ms)
+            self._end(Cue.SPENT if spent else Cue.LOST, error)
+            self._due_ms = now_ms + delay_ms
+
+    def _part(self, code: int | None) -> None:
+        """Leave without, or after, the goodbye."""
+        if self.phase in _TRIES or self.phase in _TALKS:
+            self._events.append(Disconnect(code))
+        self._end(Cue.PART, ConnectionFailed("the client has left"))
+
+    def _end(self, cue: Cue, error: FastPresenceError) -> None:
+        if cue not in NEXT[self.phase]:
+            return
+        self.stale = True
+        self._settling = None
+        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = None
+        self._out.clear()
+        self._fail_pending(error)
+        self._move(cue, error)
+        if self.state == "failed":
+            self._events.extend(self.copy.go_dark())
+
+    def _move(self, cue: Cue, reason: FastPresenceError | None) -> None:
+        """Take the transition of the table; a refused cue changes nothing."""
+        before = self.state
+        phase = NEXT[self.phase].get(cue)
+        if phase is None:
+            return
+        self.phase = phase
+        self.reason = reason
+        if self.state != before:
+            self._events.append(StateChanged(self.state, reason))
+
+
+def _batches(user_ids: Iterable[str], size: int = 1000) -> Iterable[list[str]]:
+    """At most a thousand to a request (docs/protocol.md, section 2)."""
+    ids = list(user_ids)
+    return (ids[start : start + size] for start in range(0, len(ids), size))

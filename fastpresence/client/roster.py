@@ -1,0 +1,313 @@
+"""The client's copy of the roster: who is how, as far as this connection may see.
+
+Sans-IO. Frames go in as they arrive, changes come out. Every user in the copy is seen for a reason: as a public user,
+as a watched one, or as a member of a room; who is seen for no reason any more is dropped.
+
+    full pages   collected until the last one, then they replace their scope: who is not listed is offline
+    deltas       taken entry by entry
+    fences       an entry with a lower `rev` than the one held is refused; an equal one is taken; `rev` 0 always wins
+
+Which scope a full frame without `room` has, follows from the order of frames on one connection: the first after
+`welcome` is the public users', the first after the answer to a subscription is that subscription's, and any other is
+of everything seen outside the rooms. Invariant: within one epoch the `rev` held for a user never goes down, except
+to 0. Used by client.core.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from msgspec import UNSET, Struct, structs
+
+from fastpresence.messages import StatusEntry, UserOnlineStatus
+
+__all__ = ["Change", "RosterCopy", "offline"]
+
+#: Users offline that are kept for their fences; beyond, the one who left first is forgotten.
+OFFLINE_KEPT: Final = 10_000
+
+
+class Change(Struct, frozen=True):
+    """What changed for one user. The later of two changes of a user is never older."""
+
+    user_id: str
+    entry: StatusEntry  #: as the user shows from now on
+    previous: StatusEntry | None  #: as the user showed before; None: not known until now
+    stale: bool = False  #: nobody told us: the connection is given up, and everyone shows offline
+    room: str | None = None  #: whose roster told it, when a room's did
+    left: bool = False  #: the user is no longer in that room
+
+
+class _Scope:
+    """What the next full frame is about; its pages as far as they have come, and the deltas between them."""
+
+    def __init__(self, about: Literal["public", "watched", "all"], asked: Iterable[str] = ()) -> None:
+        self.about = about
+        self.asked = frozenset(asked)
+        self.pages: list[StatusEntry] = []
+        self.open = False  # a page with `more` has come, the last one has not
+
+
+def offline(entry: StatusEntry) -> StatusEntry:
+    """The same user, offline; the fence stays."""
+    return structs.replace(entry, status="offline", online=False, left=False)
+
+
+class RosterCopy:
+    """One client's copy. `public`: whether the connection sees the public users."""
+
+    def __init__(self, *, public: bool = True) -> None:
+        self.entries: dict[str, StatusEntry] = {}
+        self.cursor: str | None = None  #: of everything outside the rooms
+        self.room_cursors: dict[str, str] = {}
+        self.rooms: dict[str, dict[str, int]] = {}  #: members of each room, with the `rev` that told of them
+        self.occupancy: dict[str, int] = {}  #: of rooms too big for a roster
+        self.watched: dict[str, bool] = {}  #: True: `cursor` covers this user as well
+        self._public_users: set[str] = set()
+        self._public = public
+        self._epoch: str | None = None
+        self._unfenced: set[str] = set()
+        self._departed: deque[str] = deque()
+        self._scope = _Scope("all")
+        self._next: deque[_Scope] = deque()  # subscriptions acknowledged while another answer's pages still come
+        self._room_scopes: dict[str, _Scope] = {}
+
+    def status_of(self, user_id: str) -> StatusEntry:
+        """The state of a user; offline with `rev` 0 when nothing is known."""
+        return self.entries.get(user_id) or StatusEntry(user_id, "", "offline", False, None, 0)
+
+    # What the connection does.
+
+    def connected(self, epoch: str) -> None:
+        """A `welcome` came: half answers of the old connection are void, another epoch drops the fences."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._unfenced = set(self.entries)
+        self._scope = _Scope("public")
+        self._next.clear()
+        self._room_scopes.clear()
+
+    def answering(self, user_ids: Iterable[str]) -> None:
+        """A subscription to these users was acknowledged: the next full frame without `room` is about them."""
+        scope = _Scope("watched", user_ids)
+        if self._scope.open:
+            self._next.append(scope)
+        else:
+            self._scope = scope
+
+    @property
+    def collecting(self) -> bool:
+        """Whether the last page of a full answer is still to come."""
+        return self._scope.open or any(scope.open for scope in self._room_scopes.values())
+
+    def settled(self, user_ids: Iterable[str]) -> None:
+        """Every answer that was under way has come; `cursor` covers these watched users from now on."""
+        if not self._scope.open:
+            self._scope = _Scope("all")
+        for user_id in user_ids:
+            if user_id in self.watched:
+                self.watched[user_id] = True
+
+    def drop_cursors(self) -> None:
+        """Ask for everything again at the next connection."""
+        self.cursor = None
+        self.room_cursors.clear()
+        self.watched = dict.fromkeys(self.watched, False)
+
+    def go_dark(self) -> list[Change]:
+        """The connection is given up: everyone shows offline, until a full answer says otherwise."""
+        self.drop_cursors()
+        changes = []
+        for user_id, entry in self.entries.items():
+            if entry.online:
+                self.entries[user_id] = dark = offline(entry)
+                changes.append(Change(user_id, dark, entry, stale=True))
+        return changes
+
+    # What the user of the client wants to see.
+
+    def watch(self, user_ids: Iterable[str]) -> None:
+        """These users are watched from now on."""
+        for user_id in user_ids:
+            self.watched.setdefault(user_id, False)
+
+    def unwatch(self, user_ids: Iterable[str]) -> None:
+        """These are not watched any more; who is seen for no other reason is dropped."""
+        types = {self.entries[user_id].user_type for user_id in self._public_users if user_id in self.entries}
+        for user_id in user_ids:
+            self.watched.pop(user_id, None)
+            held = self.entries.get(user_id)
+            if held is not None and held.user_type in types:
+                self._public_users.add(user_id)  # as public as those that nobody had to watch to see
+            self._drop_unseen(user_id)
+
+    def leave_room(self, room: str) -> None:
+        """This room is left; members that are seen for no other reason are dropped."""
+        self.room_cursors.pop(room, None)
+        self.occupancy.pop(room, None)
+        self._room_scopes.pop(room, None)
+        for user_id in self.rooms.pop(room, {}):
+            self._drop_unseen(user_id)
+
+    def crowded(self, room: str, count: int) -> None:
+        """The room tells its occupancy instead of a roster."""
+        self.occupancy[room] = count
+        for user_id in self.rooms.pop(room, {}):
+            self._drop_unseen(user_id)
+
+    # What the server says.
+
+    def take(self, frame: UserOnlineStatus) -> list[Change]:
+        """Take one frame in; what changed by it."""
+        if frame.reply_to is not None and frame.cursor is UNSET:
+            # The answer to a single question belongs to no scope: it brings those up to date that are held anyway.
+            return self._told(entry for entry in frame.user_status if entry.user_id in self.entries)
+        if frame.room is not None:
+            return self._take_room(frame, frame.room)
+        scope = self._scope
+        if scope.open or frame.full:
+            scope.pages.extend(frame.user_status)
+        if frame.full:
+            scope.open = frame.more
+        if scope.open:
+            return []
+        if frame.full:
+            changes = self._replace(scope)
+        else:
+            changes = self._seen_now(frame.user_status)
+        if frame.full or scope.about == "public":
+            self._scope = self._next.popleft() if self._next else _Scope("all")
+        if isinstance(frame.cursor, str):
+            self.cursor = frame.cursor
+        return changes
+
+    def _replace(self, scope: _Scope) -> list[Change]:
+        """The last page of a full answer has come: it is the truth about its whole scope."""
+        listed = {entry.user_id for entry in scope.pages}
+        covered: Iterable[str]
+        if scope.about == "watched":
+            covered = scope.asked
+        elif scope.about == "public":
+            covered = [user_id for user_id in self._public_users if not self._seen_otherwise(user_id)]
+            self._public_users = listed.copy() if self._public else set()
+        else:
+            covered = [*self._public_users, *self.watched]
+            self._public_users &= listed
+        changes = self._seen_now(scope.pages)
+        for user_id in covered:
+            if user_id in self.watched:
+                self.watched[user_id] = True
+            held = self.entries.get(user_id)
+            if user_id not in listed and held is not None:
+                if held.online:
+                    changes.append(self._set(offline(held), held))
+                self._drop_unseen(user_id)
+        return changes
+
+    def _seen_now(self, entries: list[StatusEntry]) -> list[Change]:
+        """Entries of a frame without `room`: who is not watched must be public."""
+        if self._public:
+            self._public_users.update(entry.user_id for entry in entries if entry.user_id not in self.watched)
+        # Told just before the server heard that nobody watches any more: not seen, not taken.
+        return self._told(entry for entry in entries if self._seen(entry.user_id))
+
+    def _told(self, entries: Iterable[StatusEntry]) -> list[Change]:
+        changes = (self._put(entry) for entry in entries if not self._fenced(entry))
+        return [change for change in changes if change is not None]
+
+    def _take_room(self, frame: UserOnlineStatus, room: str) -> list[Change]:
+        members = self.rooms.setdefault(room, {})
+        scope = self._room_scopes.setdefault(room, _Scope("all"))
+        self.occupancy.pop(room, None)
+        scope.pages.extend(frame.user_status)
+        if frame.full:
+            scope.open = frame.more
+        if scope.open:
+            return []
+        del self._room_scopes[room]
+        changes: list[Change] = []
+        if frame.full:
+            listed = {entry.user_id for entry in scope.pages}
+            for user_id in [user_id for user_id in members if user_id not in listed]:
+                changes.append(self._leave(room, members, self.entries[user_id]))
+        for entry in scope.pages:
+            change = self._seat(room, members, entry)
+            if change is not None:
+                changes.append(change)
+        if isinstance(frame.cursor, str):
+            self.room_cursors[room] = frame.cursor
+        return changes
+
+    def _seat(self, room: str, members: dict[str, int], entry: StatusEntry) -> Change | None:
+        """One entry of a room's roster: the user's state, and whether he is in the room."""
+        user_id = entry.user_id
+        told = members.get(user_id)
+        fenced = self._fenced(entry)
+        if entry.left:
+            if told is None or (0 < entry.rev < told and user_id not in self._unfenced):
+                return None
+            return self._leave(room, members, self.entries[user_id] if fenced else entry)
+        if fenced:
+            return None
+        members[user_id] = entry.rev
+        held = self.entries.get(user_id)
+        change = self._put(entry)
+        if change is None and told is None:
+            change = Change(user_id, self.entries[user_id], held)
+        return None if change is None else structs.replace(change, room=room)
+
+    def _leave(self, room: str, members: dict[str, int], entry: StatusEntry) -> Change:
+        """Out of the room; and out of the copy, unless the user is seen for another reason."""
+        user_id = entry.user_id
+        del members[user_id]
+        held = self.entries.get(user_id)
+        shown = structs.replace(entry, left=False)
+        if self._seen(user_id):
+            self._set(shown, held)
+        else:
+            self._drop_unseen(user_id)
+        return Change(user_id, shown, held, room=room, left=True)
+
+    # Entries.
+
+    def _fenced(self, entry: StatusEntry) -> bool:
+        held = self.entries.get(entry.user_id)
+        return held is not None and 0 < entry.rev < held.rev and entry.user_id not in self._unfenced
+
+    def _put(self, entry: StatusEntry) -> Change | None:
+        """Hold an entry that no fence refuses; None when nothing changed by it."""
+        held = self.entries.get(entry.user_id)
+        if entry.left:
+            entry = structs.replace(entry, left=False)
+        if entry == held:
+            self._unfenced.discard(entry.user_id)
+            return None
+        change = self._set(entry, held)
+        return None if held is None and not entry.online else change
+
+    def _set(self, entry: StatusEntry, held: StatusEntry | None) -> Change:
+        user_id = entry.user_id
+        self.entries[user_id] = entry
+        self._unfenced.discard(user_id)
+        if not entry.online and (held is None or held.online):
+            self._departed.append(user_id)
+            if len(self._departed) > OFFLINE_KEPT:
+                self._forget(self._departed.popleft())
+        return Change(user_id, entry, held)
+
+    def _forget(self, user_id: str) -> None:
+        held = self.entries.get(user_id)
+        if held is not None and not held.online and not self._seen_otherwise(user_id):
+            self._public_users.discard(user_id)
+            self._drop_unseen(user_id)
+
+    def _seen_otherwise(self, user_id: str) -> bool:
+        return user_id in self.watched or any(user_id in members for members in self.rooms.values())
+
+    def _seen(self, user_id: str) -> bool:
+        return user_id in self._public_users or self._seen_otherwise(user_id)
+
+    def _drop_unseen(self, user_id: str) -> None:
+        if not self._seen(user_id):
+            self.entries.pop(user_id, None)
+            self._unfenced.discard(user_id)
