@@ -3,12 +3,13 @@
 Time on a CPU is read by the swarm itself, in the same moment as its counters.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Memory", "descendants", "machine_ticks", "memory", "pin"]
+__all__ = ["Memory", "descendants", "listening_ports", "machine_ticks", "memory", "pin"]
 
 PROC = Path("/proc")
 
@@ -51,6 +52,20 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
             continue
         yield child, command
         yield from descendants(child)
+
+
+def listening_ports(pid: int) -> list[int]:
+    """TCP ports (IPv4) that `pid` holds a listening socket of."""
+    inodes = set()
+    for descriptor in (PROC / str(pid) / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(os.readlink(descriptor))
+    ports = []
+    for line in (PROC / str(pid) / "net" / "tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in inodes:
+            ports.append(int(local.split(":")[1], 16))
+    return ports
 
 
 def pin(pid: int, cpu: int) -> None:
