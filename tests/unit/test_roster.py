@@ -1,0 +1,247 @@
+"""Views, stamps, retention and cursors: what changed since, and when only everything will do."""
+
+import pytest
+
+from fastpresence.presence.roster import (
+    PUBLIC_SCOPE,
+    UNLISTED,
+    Counter,
+    Record,
+    Roster,
+    View,
+    make_cursor,
+    read_cursor,
+    room_scope,
+    watch_scope,
+)
+from fastpresence.presence.sessions import Now
+
+RETENTION_MS = 300_000
+WALL_US = 1_640_995_200_000_000
+
+
+class Item:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version = UNLISTED
+
+
+def names(items: list[Item] | None) -> list[str] | None:
+    return None if items is None else [item.name for item in items]
+
+
+@pytest.fixture
+def counter() -> Counter:
+    return Counter()
+
+
+@pytest.fixture
+def view(counter: Counter) -> View[Item]:
+    return View(counter)
+
+
+def change(view: View[Item], counter: Counter, name: str) -> None:
+    view.move(name, view.get(name) or Item(name), counter.next_version())
+
+
+def test_what_changed_comes_oldest_first_and_each_once(view: View[Item], counter: Counter) -> None:
+    for name in "abcab":
+        change(view, counter, name)
+    assert names(view.changes_since(0)) == ["c", "a", "b"]
+    assert names(view.changes_since(3)) == ["a", "b"]
+    assert names(view.changes_since(4)) == ["b"]
+    assert names(view.changes_since(5)) == []
+
+
+def test_a_version_from_the_future_is_none_of_ours(view: View[Item], counter: Counter) -> None:
+    change(view, counter, "a")
+    assert view.changes_since(2) is None
+
+
+def test_a_change_elsewhere_makes_a_cursor_newer_and_no_answer_longer(view: View[Item], counter: Counter) -> None:
+    change(view, counter, "a")
+    counter.next_version()
+    assert names(view.changes_since(2)) == []
+
+
+def test_a_cursor_below_the_dropped_item_needs_everything_and_one_at_it_does_not(
+    view: View[Item], counter: Counter
+) -> None:
+    for name in "abc":
+        change(view, counter, name)
+    view.drop("b", 2)
+    assert view.changes_since(1) is None
+    assert names(view.changes_since(2)) == ["c"]
+
+
+def test_the_floor_does_not_sink_when_an_older_item_is_dropped_later(view: View[Item], counter: Counter) -> None:
+    for name in "abc":
+        change(view, counter, name)
+    view.drop("c", 3)
+    view.drop("a", 1)
+    assert view.floor == 3
+
+
+def test_the_order_survives_ten_thousand_moves_and_keeps_no_more_than_twice_what_lives(
+    view: View[Item], counter: Counter
+) -> None:
+    for step in range(10_000):
+        change(view, counter, f"{step % 100}")
+    assert names(view.changes_since(counter.version - 100)) == [f"{step % 100}" for step in range(9_900, 10_000)]
+    assert len(view._items) == len(view._stamps) <= 2 * 100 + 32
+
+
+def test_one_who_changes_again_and_again_takes_one_place(view: View[Item], counter: Counter) -> None:
+    change(view, counter, "b")
+    for _ in range(1_000):
+        change(view, counter, "a")
+    assert len(view._items) == 2
+    assert names(view.changes_since(counter.version - 1)) == ["a"]
+    assert names(view.changes_since(0)) == ["b", "a"]
+
+
+def test_an_item_that_was_dropped_is_never_told_of_again(view: View[Item], counter: Counter) -> None:
+    for name in "abab":
+        change(view, counter, name)
+    item = view["a"]
+    view.drop("a", item.version)
+    item.version = UNLISTED
+    assert names(view.changes_since(view.floor)) == ["b"]
+    change(view, counter, "a")
+    assert names(view.changes_since(view.floor)) == ["b", "a"]
+
+
+def test_rev_follows_the_wall_and_never_goes_back_with_it(counter: Counter) -> None:
+    revs = [counter.next_rev(wall_us) for wall_us in (1_000, 1_000, 400, 5_000, 4_999)]
+    assert revs == [1_000, 1_001, 1_002, 5_000, 5_001]
+
+
+def roster_with(*ids: str, user_type: str = "kol", ms: int = 0) -> Roster:
+    roster = Roster({"kol"}, RETENTION_MS)
+    for user_id in ids:
+        roster.change(roster.admit(user_id, user_type), "online", Now(ms, WALL_US))
+    return roster
+
+
+def test_only_public_types_are_in_the_public_view() -> None:
+    roster = roster_with("kol_1")
+    roster.change(roster.admit("user_1", "user"), "online", Now(0, WALL_US))
+    assert list(roster.public) == ["kol_1"]
+    assert list(roster.everyone) == ["kol_1", "user_1"]
+
+
+def test_one_who_was_listed_publicly_stays_so_until_he_is_dropped() -> None:
+    roster = roster_with("kol_1")
+    record = roster.everyone["kol_1"]
+    record.user_type = "user"
+    roster.change(record, "offline", Now(0, WALL_US))
+    assert [each.status for each in roster.public.changes_since(1) or ()] == ["offline"]
+
+
+def test_an_offline_record_stays_for_the_retention_and_not_longer() -> None:
+    roster = roster_with("kol_1", "kol_2")
+    roster.change(roster.everyone["kol_1"], "offline", Now(1_000, WALL_US))
+    roster.drop_expired(1_000 + RETENTION_MS - 1, 10)
+    assert "kol_1" in roster.everyone
+    roster.drop_expired(1_000 + RETENTION_MS, 10)
+    assert "kol_1" not in roster.everyone
+    assert "kol_1" not in roster.public
+    assert roster.public.floor == roster.everyone.floor == 3
+    assert roster.public.changes_since(2) is None
+
+
+def test_one_who_comes_back_within_the_retention_is_not_dropped_at_its_end() -> None:
+    roster = roster_with("kol_1")
+    record = roster.everyone["kol_1"]
+    roster.change(record, "offline", Now(1_000, WALL_US))
+    roster.change(record, "online", Now(2_000, WALL_US))
+    roster.change(record, "offline", Now(3_000, WALL_US))
+    roster.drop_expired(1_000 + RETENTION_MS, 10)
+    assert roster.find("kol_1") is record
+    roster.drop_expired(3_000 + RETENTION_MS, 10)
+    assert roster.find("kol_1") is None
+
+
+def test_dropping_a_crowd_is_done_in_portions_oldest_first() -> None:
+    roster = roster_with(*(f"kol_{number}" for number in range(10)))
+    for number, record in enumerate(list(roster.everyone.values())):
+        roster.change(record, "offline", Now(number, WALL_US))
+    roster.drop_expired(RETENTION_MS + 1_000, 4)
+    assert list(roster.everyone) == [f"kol_{number}" for number in range(4, 10)]
+    assert roster.everyone.floor == 14
+
+
+def test_a_record_that_nobody_was_told_of_is_in_no_view_and_leaves_no_trace() -> None:
+    roster = Roster({"kol"}, RETENTION_MS)
+    record = roster.admit("kol_1", "kol")
+    assert roster.find("kol_1") is record
+    assert not roster.everyone
+    assert roster.version == 0
+    roster.release(record)
+    assert roster.find("kol_1") is None
+
+
+def test_an_entry_says_online_for_every_status_but_offline() -> None:
+    record = Record("kol_1", "kol")
+    assert not record.entry().online
+    for record.status in ("online", "busy", "away"):
+        assert record.entry().online
+    assert record.entry(left=True).left
+
+
+# Cursors.
+
+
+def test_a_cursor_comes_back_as_the_version_it_stands_for() -> None:
+    for version in (0, 1, 9, 10, 2**53):
+        assert read_cursor(make_cursor("e1", PUBLIC_SCOPE, version), "e1", PUBLIC_SCOPE) == version
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "~",
+        "~~",
+        "e1",
+        "e1~p",
+        "e1~p~",
+        "e2~p~5",
+        "e1~r0~5",
+        "e1~p~-5",
+        "e1~p~05",
+        "e1~p~5~",
+        "e1~p~5.0",
+        "e1~p~ 5",
+        "e1~p~+5",
+        "e1~p~5\n",
+        "e1~p~٥",
+        "e1~p~5_0",
+        "e1~p~0x5",
+        "p~e1~5",
+        "E1~p~5",
+        "e1~p~" + "9" * 250,
+        "~" * 256,
+    ],
+)
+def test_any_other_text_is_no_cursor_and_no_error(text: str) -> None:
+    assert read_cursor(text, "e1", "p") is None
+
+
+def test_cursors_are_made_of_the_characters_that_a_url_leaves_alone() -> None:
+    allowed = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~")
+    for scope in (PUBLIC_SCOPE, room_scope("room:1@x"), watch_scope(["a@b", "c:d"])):
+        cursor = make_cursor("deadbeef", scope, 2**53)
+        assert set(cursor) <= allowed
+        assert len(cursor) <= 256
+
+
+def test_scopes_tell_rooms_and_sets_of_users_apart_and_not_their_order() -> None:
+    assert room_scope("a") != room_scope("b")
+    assert watch_scope(["a", "b"]) == watch_scope(["b", "a"]) == watch_scope(["b", "a", "b"])
+    assert len({watch_scope(ids) for ids in (["a"], ["b"], ["a", "b"], ["ab"], [])}) == 5
+
+
+def test_scopes_are_the_same_in_every_process() -> None:
+    assert room_scope("room_456") == "rf92215fe4ef0c6ae"  # printf room_456 | b2sum -l 64
+    assert watch_scope(["kol_123"]) == "wa013157f53fe0b6e"
