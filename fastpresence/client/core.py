@@ -221,8 +221,7 @@ class ClientCore:
         return self._request(Subscribe(user_ids=user_ids), now_ms)
 
     def unwatch(self, user_ids: list[str], now_ms: float) -> int:
-        self.copy.unwatch(user_ids)
-        return self._request(Unsubscribe(user_ids=user_ids), now_ms)
+        return self._stop_seeing(Unsubscribe(user_ids=user_ids), now_ms)
 
     def join(self, room: str, now_ms: float) -> int:
         self._rooms[room] = None
@@ -230,8 +229,7 @@ class ClientCore:
 
     def leave_room(self, room: str, now_ms: float) -> int:
         self._rooms.pop(room, None)
-        self.copy.leave_room(room)
-        return self._request(Unsubscribe(rooms=[room]), now_ms)
+        return self._stop_seeing(Unsubscribe(rooms=[room]), now_ms)
 
     def send_message(self, to_user_id: str, text: str, now_ms: float) -> int:
         return self._request(SendMessage(to_user_id=to_user_id, message=text), now_ms)
@@ -335,12 +333,8 @@ class ClientCore:
             return
         match pending.request:
             case Subscribe(user_ids=list(user_ids)):
+                self.copy.watch(user_ids)  # an answer to an older `unwatch` may have come between
                 self.copy.answering(user_ids)
-            case Unsubscribe(user_ids=user_ids, rooms=rooms):
-                # Frames that were under way may have brought them back.
-                self.copy.unwatch(user_ids or ())
-                for room in rooms or ():
-                    self.copy.leave_room(room)
             case UserOnline():
                 self._ever_online = True
             case TokenRefresh() if isinstance(frame, Ack) and isinstance(frame.expires_at, int):
@@ -391,7 +385,22 @@ class ClientCore:
     def _answer(self, request_id: int, answer: Answer | None, error: FastPresenceError | None = None) -> None:
         pending = self._pending.pop(request_id, None)
         if pending is not None:
+            if isinstance(pending.request, Unsubscribe) and not isinstance(error, RequestRefused):
+                self._see_no_more(pending.request)
             self._events.append(Answered(request_id, pending.request, answer, error))
+
+    def _stop_seeing(self, request: Unsubscribe, now_ms: float) -> int:
+        # The copy goes on seeing them until the answer: frames about them may be under way.
+        try:
+            return self._request(request, now_ms)
+        except ConnectionFailed:
+            self._see_no_more(request)
+            raise
+
+    def _see_no_more(self, request: Unsubscribe) -> None:
+        self.copy.unwatch(request.user_ids or ())
+        for room in request.rooms or ():
+            self.copy.leave_room(room)
 
     def _fail_pending(self, error: FastPresenceError) -> None:
         for request_id in list(self._pending):

@@ -189,26 +189,23 @@ class RosterCopy:
             covered = scope.asked
         elif scope.about == "public":
             covered = [user_id for user_id in self._public_users if not self._seen_otherwise(user_id)]
-            self._public_users = listed.copy() if self._public else set()
         else:
             covered = [*self._public_users, *self.watched]
-            self._public_users &= listed
+        if self._public and scope.about == "public":
+            self._public_users |= listed
         changes = self._seen_now(scope.pages)
         for user_id in covered:
             if user_id in self.watched:
                 self.watched[user_id] = True
             held = self.entries.get(user_id)
-            if user_id not in listed and held is not None:
-                if held.online:
-                    changes.append(self._set(offline(held), held))
-                self._drop_unseen(user_id)
+            if user_id not in listed and held is not None and held.online:
+                changes.append(self._set(offline(held), held))
         return changes
 
     def _seen_now(self, entries: list[StatusEntry]) -> list[Change]:
         """Entries of a frame without `room`: who is not watched must be public."""
         if self._public:
             self._public_users.update(entry.user_id for entry in entries if entry.user_id not in self.watched)
-        # Told just before the server heard that nobody watches any more: not seen, not taken.
         return self._told(entry for entry in entries if self._seen(entry.user_id))
 
     def _told(self, entries: Iterable[StatusEntry]) -> list[Change]:

@@ -450,6 +450,25 @@ def test_a_users_wish_stays_when_nobody_can_be_told_and_goes_when_it_is_refused(
     assert rig.core.copy.watched == {}
 
 
+def test_who_is_watched_no_more_is_seen_until_the_answer_and_may_be_watched_again() -> None:
+    rig = up()
+    user_2 = StatusEntry("user_2", "user", "online", True, 1, 1)
+    rig.core.watch(["user_2"], rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full(user_2))
+    rig.core.unwatch(["user_2"], rig.now_ms)
+    rig.core.watch(["user_2"], rig.now_ms)
+    rig.look()
+    stop, again = rig.sent
+    rig.get(full(user_2), Ack(stop.id or 0), Ack(again.id or 0), full(user_2))
+    assert rig.core.copy.watched == {"user_2": True}
+    rig.core.unwatch(["user_2"], rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    assert set(rig.core.copy.entries) == {"kol_1"}
+
+
 def test_a_refused_status_is_not_brought_back() -> None:
     rig = up(online=True)
     request = rig.core.set_status("busy", rig.now_ms)

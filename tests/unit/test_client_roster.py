@@ -104,6 +104,15 @@ def test_half_a_snapshot_is_void_after_a_reconnect(copy: RosterCopy) -> None:
     copy.connected("epoch 1")
     copy.take(full(entry("kol_2")))
     assert shows(copy) == {"kol_2": "online"}
+    assert not copy.collecting
+
+
+def test_who_is_offline_keeps_last_seen_through_a_snapshot(copy: RosterCopy) -> None:
+    copy.take(full(entry("kol_1")))
+    copy.connected("epoch 1")
+    (change,) = copy.take(full())
+    assert change.entry == entry("kol_1", "offline", 1)
+    assert copy.status_of("kol_1").last_seen == 1_700_000_000
 
 
 def test_the_cursor_is_kept_from_whole_answers_and_deltas_but_not_from_half_a_snapshot(copy: RosterCopy) -> None:
@@ -223,7 +232,7 @@ def test_who_is_watched_no_more_is_dropped_unless_public(copy: RosterCopy) -> No
     assert shows(copy) == {"kol_1": "online", "kol_2": "online"}
 
 
-def test_without_the_public_users_a_late_frame_about_nobody_watched_is_not_taken() -> None:
+def test_without_the_public_users_a_frame_about_nobody_watched_is_not_taken() -> None:
     copy = RosterCopy(public=False)
     copy.connected("epoch 1")
     assert copy.take(delta(entry("user_1"))) == []
