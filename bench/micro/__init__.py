@@ -1,0 +1,1 @@
+"""One question a file, by pytest-benchmark: python -m pytest bench/micro --benchmark-only."""
