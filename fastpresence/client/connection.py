@@ -156,6 +156,13 @@ class PresenceClient:
                 found.update((entry.user_id, entry) for entry in answer.user_status)
         return found
 
+    async def beat(self) -> float:
+        """Send a heartbeat now, beside those that go out by themselves; seconds until it was answered."""
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        await self._driver.ask(self._core.beat(self._driver.now_ms()))
+        return loop.time() - sent
+
     def retry(self) -> None:
         """Try to connect now: the network is back."""
         self._driver.start()

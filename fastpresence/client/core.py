@@ -237,6 +237,9 @@ class ClientCore:
     def ask(self, user_ids: list[str], now_ms: float) -> int:
         return self._request(RequestOnlineStatus(user_ids=user_ids), now_ms)
 
+    def beat(self, now_ms: float) -> int:
+        return self._request(Heartbeat(), now_ms)
+
     def refresh_token(self, token: str, now_ms: float) -> int:
         return self._request(TokenRefresh(token=token), now_ms)
 
