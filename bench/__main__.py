@@ -63,10 +63,9 @@ def measure(names: list[str], *, quick: bool, json_file: Path | None) -> int:
         os.sched_setaffinity(0, {cpus.swarm})  # and so everything started from here, until it is pinned elsewhere
         for name in names:
             with tempfile.TemporaryDirectory(prefix="fastpresence-bench-") as directory:
-                before = procfs.machine_ticks()
+                before = procfs.Usage.now()
                 outcome = SCENARIOS[name][0](scenarios.Setting(cpus, Path(directory), quick))
-                after = procfs.machine_ticks()
-            outcome.steal_percent = 100 * (after[1] - before[1]) / max(1, after[0] - before[0])
+            outcome.steal_percent, outcome.foreign_cores = procfs.Usage.now().since(before)
             outcomes.append(outcome)
             print(outcome.text(quick=quick), flush=True)
     finally:

@@ -124,7 +124,9 @@ class Swarm:
         self.bring_up_seconds = 0.0
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         try:
             os.sched_setaffinity(self._process.pid, {self._cpus.swarm})
             self.bring_up_seconds = float(self._answer(READY_TIMEOUT_S)["seconds"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Memory", "descendants", "listening_ports", "machine_ticks", "memory", "pin"]
+__all__ = ["Memory", "Usage", "descendants", "listening_ports", "memory", "pin"]
 
 PROC = Path("/proc")
 
@@ -74,7 +74,27 @@ def pin(pid: int, cpu: int) -> None:
         os.sched_setaffinity(task, {cpu})
 
 
-def machine_ticks() -> tuple[int, int]:
-    """Ticks of all CPUs since boot: all of them, and those that the host took away (steal)."""
-    values = [int(value) for value in (PROC / "stat").read_text().splitlines()[0].split()[1:9]]
-    return sum(values), values[7]
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds since boot: of the whole machine, and of this process with the children it has waited for."""
+
+    total: float
+    busy: float
+    steal: float  #: taken by the host
+    own: float
+
+    @classmethod
+    def now(cls) -> "Usage":
+        second = os.sysconf("SC_CLK_TCK")
+        user, nice, system, idle, iowait, irq, softirq, steal = (
+            int(value) / second for value in (PROC / "stat").read_text().splitlines()[0].split()[1:9]
+        )
+        busy = user + nice + system + irq + softirq
+        return cls(busy + idle + iowait + steal, busy, steal, sum(os.times()[:4]))
+
+    def since(self, before: "Usage") -> tuple[float, float]:
+        """Percent of the machine that the host took, and cores that other work used."""
+        total = max(0.01, self.total - before.total)
+        seconds = total / (os.cpu_count() or 1)
+        foreign = (self.busy - before.busy) - (self.own - before.own)
+        return 100 * (self.steal - before.steal) / total, max(0.0, foreign / seconds)

@@ -38,6 +38,7 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)  #: every single run, for the JSON file
     steal_percent: float = 0.0  #: of the machine's CPU time, taken by its host meanwhile
+    foreign_cores: float = 0.0  #: used by work that was not ours meanwhile: the fewer, the better the figures
 
     def passed(self, *, quick: bool) -> bool:
         return not self.faults and all(bar.met or (quick and bar.by_time) for bar in self.bars)
@@ -47,7 +48,9 @@ class Outcome:
         if self.rows:
             lines += ["   " + line for line in table(self.columns, self.rows)]
         lines += [f"   {note}" for note in self.notes]
-        lines.append(f"   host took {self.steal_percent:.1f} % of the machine meanwhile")
+        lines.append(
+            f"   meanwhile other work used {self.foreign_cores:.2f} cores, the host {self.steal_percent:.1f} %"
+        )
         for bar in self.bars:
             verdict = "met" if bar.met else "MISSED"
             if quick and bar.by_time:

@@ -4,6 +4,9 @@ Both are pinned to the same CPU; the swarm, this driver and the node process sha
 measured is driven: a server that nobody talks to costs nothing. What is charged is the process that holds the sockets:
 for the real server the worker, not the node process.
 
+Each server gets a session of its own: the kernel shares a busy core between sessions, not processes, and a server in
+the session of the spinning swarm would be preempted more often than the other one.
+
 Every process started here is ended here, by its own id.
 """
 
@@ -72,7 +75,9 @@ class Server:
 @contextlib.contextmanager
 def rival(cpus: Cpus) -> Iterator[Server]:
     """The C limit."""
-    process = subprocess.Popen([str(program("epoll_server")), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(program("epoll_server")), "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         procfs.pin(process.pid, cpus.server)
         assert process.stdout is not None
@@ -103,7 +108,9 @@ def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[S
     log = directory / f"server-{time.monotonic_ns()}.log"
     command = [sys.executable, "-m", "fastpresence", "serve", "--port", "0", "--workers", "1"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     worker: int | None = None
     try:
         procfs.pin(process.pid, cpus.swarm)
