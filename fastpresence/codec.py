@@ -80,6 +80,8 @@ def _plain(reason: str) -> str:
     """msgspec's reason without the value that a stranger sent."""
     if reason.startswith("Invalid enum value"):
         return "not one of the allowed values"
+    if "matching regex" in reason:
+        return "1 to 128 characters of A-Z a-z 0-9 _ . : @ -"
     return reason[0].lower() + reason[1:] if reason else "not valid"
 
 

@@ -87,7 +87,7 @@ cdef extern from "audience.h" nogil:
 # Kinds of events, first in each tuple of a batch.
 REQUEST, TEXT, BINARY, ENDED, DRAINED = 0, 1, 2, 3, 4
 # How a connection ended: fp_end.
-LOST, CLOSED, VIOLATION, SILENT, LAGGED, UNFINISHED, OVERFLOWED = 0, 1, 2, 3, 4, 5, 6
+LOST, CLOSED, VIOLATION, SILENT, LAGGED, UNFINISHED = 0, 1, 2, 3, 4, 5
 
 cdef object _REQUEST = REQUEST, _TEXT = TEXT, _BINARY = BINARY, _ENDED = ENDED, _DRAINED = DRAINED
 

@@ -12,7 +12,6 @@ VIOLATION: int
 SILENT: int
 LAGGED: int
 UNFINISHED: int
-OVERFLOWED: int
 
 @final
 class Engine:

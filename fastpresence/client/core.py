@@ -305,21 +305,20 @@ class ClientCore:
         margin_ms = (frame.heartbeat_timeout - frame.heartbeat_interval) * 500
         self._patience_ms = max(margin_ms, self._timing.silence_floor_ms)
         self._beat_ms = now_ms + self._interval_ms * self._random()
-        cursor = self.copy.cursor  # before the new connection moves it on
         self.copy.connected(frame.epoch)
         self._move(Cue.WELCOMED, None)
         if self.online:
             attempt = self._backoff.attempt or None
             self._request(UserOnline(status=self.status, device=self._device, attempt=attempt), now_ms)
-        covers = self._subscribe_again(cursor, now_ms)
+        covers = self._subscribe_again(now_ms)
         # Frames are answered in order: when this one is, everything before it has been.
         self._settling = self._request(Heartbeat(), now_ms, covers)
 
-    def _subscribe_again(self, cursor: str | None, now_ms: float) -> tuple[str, ...]:
-        watched = self.copy.watched
+    def _subscribe_again(self, now_ms: float) -> tuple[str, ...]:
+        watched, cursor = self.copy.watched, self.copy.watch_cursor
         known = tuple(user_id for user_id, covered in watched.items() if covered and cursor is not None)
         new = [user_id for user_id in watched if user_id not in set(known)]
-        # Until the answer has come, the connection's cursor does not cover them: lost before, they start afresh.
+        # Until all answers have come, no cursor covers them for sure: lost before, they start afresh.
         watched.update(dict.fromkeys(known, False))
         for batch in _batches(known):
             self._request(Subscribe(user_ids=batch, cursor=cursor), now_ms)

@@ -7,15 +7,14 @@ as a watched one, or as a member of a room; who is seen for no reason any more i
     deltas       taken entry by entry
     fences       an entry with a lower `rev` than the one held is refused; an equal one is taken; `rev` 0 always wins
 
-Which scope a full frame without `room` has, follows from the order of frames on one connection: the first after
-`welcome` is the public users', the first after the answer to a subscription is that subscription's, and any other is
-of everything seen outside the rooms. Invariant: within one epoch the `rev` held for a user never goes down, except
-to 0. Used by client.core.
+Which scope a full frame without `room` has, follows from the order of frames on one connection: what comes right
+after the `ack` of a subscription is its answer, even between the pages of the public snapshot; the rest is about the
+public users. Invariant: within one epoch the `rev` held for a user never goes down, except to 0. Used by client.core.
 """
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import UNSET, Struct, structs
 
@@ -39,11 +38,14 @@ class Change(Struct, frozen=True):
 
 
 class _Scope:
-    """What the next full frame is about; its pages as far as they have come, and the deltas between them."""
+    """Pages of one full answer as far as they have come, and the deltas between them.
 
-    def __init__(self, about: Literal["public", "watched", "all"], asked: Iterable[str] = ()) -> None:
-        self.about = about
-        self.asked = frozenset(asked)
+    `asked`: the users of a subscription; None for the public users. `first`: nothing came before it.
+    """
+
+    def __init__(self, asked: Iterable[str] | None = None, *, first: bool = False) -> None:
+        self.asked = None if asked is None else frozenset(asked)
+        self.first = first
         self.pages: list[StatusEntry] = []
         self.open = False  # a page with `more` has come, the last one has not
 
@@ -58,18 +60,20 @@ class RosterCopy:
 
     def __init__(self, *, public: bool = True) -> None:
         self.entries: dict[str, StatusEntry] = {}
-        self.cursor: str | None = None  #: of everything outside the rooms
+        self.cursor: str | None = None  #: of the public users
+        self.watch_cursor: str | None = None
         self.room_cursors: dict[str, str] = {}
         self.rooms: dict[str, dict[str, int]] = {}  #: members of each room, with the `rev` that told of them
         self.occupancy: dict[str, int] = {}  #: of rooms too big for a roster
-        self.watched: dict[str, bool] = {}  #: True: `cursor` covers this user as well
+        self.watched: dict[str, bool] = {}  #: True: `watch_cursor` covers this user
         self._public_users: set[str] = set()
         self._public = public
         self._epoch: str | None = None
         self._unfenced: set[str] = set()
         self._departed: deque[str] = deque()
-        self._scope = _Scope("all")
-        self._next: deque[_Scope] = deque()  # subscriptions acknowledged while another answer's pages still come
+        self._base = _Scope()  # what is told of the public users
+        self._awaited = public  # their snapshot has not come yet
+        self._asked: deque[_Scope] = deque()  # subscriptions acknowledged and not answered yet
         self._room_scopes: dict[str, _Scope] = {}
 
     def status_of(self, user_id: str) -> StatusEntry:
@@ -83,34 +87,31 @@ class RosterCopy:
         if epoch != self._epoch:
             self._epoch = epoch
             self._unfenced = set(self.entries)
-        self._scope = _Scope("public")
-        self._next.clear()
+        self._base = _Scope(first=True)
+        self._awaited = self._public and self.cursor is None
+        self._asked.clear()
         self._room_scopes.clear()
 
     def answering(self, user_ids: Iterable[str]) -> None:
-        """A subscription to these users was acknowledged: the next full frame without `room` is about them."""
-        scope = _Scope("watched", user_ids)
-        if self._scope.open:
-            self._next.append(scope)
-        else:
-            self._scope = scope
+        """A subscription to these users was acknowledged: the next answer without `room` is about them."""
+        self._asked.append(_Scope(user_ids))
 
     @property
     def collecting(self) -> bool:
-        """Whether the last page of a full answer is still to come."""
-        return self._scope.open or any(scope.open for scope in self._room_scopes.values())
+        """Whether a full answer, or its last page, is still to come."""
+        scopes = (self._base, *self._asked, *self._room_scopes.values())
+        return self._awaited or any(scope.open for scope in scopes)
 
     def settled(self, user_ids: Iterable[str]) -> None:
-        """Every answer that was under way has come; `cursor` covers these watched users from now on."""
-        if not self._scope.open:
-            self._scope = _Scope("all")
+        """Every answer that was under way has come; `watch_cursor` covers these watched users from now on."""
+        self._asked.clear()
         for user_id in user_ids:
             if user_id in self.watched:
                 self.watched[user_id] = True
 
     def drop_cursors(self) -> None:
         """Ask for everything again at the next connection."""
-        self.cursor = None
+        self.cursor = self.watch_cursor = None
         self.room_cursors.clear()
         self.watched = dict.fromkeys(self.watched, False)
 
@@ -164,35 +165,52 @@ class RosterCopy:
             return self._told(entry for entry in frame.user_status if entry.user_id in self.entries)
         if frame.room is not None:
             return self._take_room(frame, frame.room)
-        scope = self._scope
-        if scope.open or frame.full:
-            scope.pages.extend(frame.user_status)
+        scope = self._asked[0] if self._asked else self._base
         if frame.full:
             scope.open = frame.more
-        if scope.open:
+        waits = scope.open or (not frame.full and scope is self._base and self._awaited)
+        if frame.full or waits:
+            scope.pages.extend(frame.user_status)
+        if waits:
             return []
-        if frame.full:
-            changes = self._replace(scope)
-        else:
-            changes = self._seen_now(frame.user_status)
-        if frame.full or scope.about == "public":
-            self._scope = self._next.popleft() if self._next else _Scope("all")
-        if isinstance(frame.cursor, str):
+        self._keep_cursor(frame, scope)
+        if scope.asked is not None and not frame.more:
+            self._asked.popleft()
+        if not frame.full:
+            return self._seen_now(frame.user_status)
+        if scope is self._base:
+            self._base = _Scope()
+            self._awaited = False
+        return self._replace(scope)
+
+    def _keep_cursor(self, frame: UserOnlineStatus, scope: _Scope) -> None:
+        """A cursor belongs to a scope and does not say to which: the frame's entries do.
+
+        A wrong guess costs a full answer, never a wrong state: the server knows its own.
+        """
+        if not isinstance(frame.cursor, str):
+            return
+        if scope.asked is not None or not self._public or self._about_watched(frame.user_status):
+            self.watch_cursor = frame.cursor
+        elif frame.full or not self._awaited:
             self.cursor = frame.cursor
-        return changes
+
+    def _about_watched(self, entries: list[StatusEntry]) -> bool:
+        """Whether these can only be told because they are watched."""
+        return bool(entries) and all(
+            entry.user_id in self.watched and entry.user_id not in self._public_users for entry in entries
+        )
 
     def _replace(self, scope: _Scope) -> list[Change]:
         """The last page of a full answer has come: it is the truth about its whole scope."""
         listed = {entry.user_id for entry in scope.pages}
-        covered: Iterable[str]
-        if scope.about == "watched":
-            covered = scope.asked
-        elif scope.about == "public":
-            covered = [user_id for user_id in self._public_users if not self._seen_otherwise(user_id)]
-        else:
-            covered = [*self._public_users, *self.watched]
-        if self._public and scope.about == "public":
-            self._public_users |= listed
+        covered = scope.asked
+        if covered is None and not scope.first and self.watched and listed == set(self.watched):
+            covered = frozenset(listed)  # unasked for, and of everyone watched: a catch-up on the watches
+        if covered is None:
+            covered = frozenset(user_id for user_id in self._public_users if not self._seen_otherwise(user_id))
+            if self._public:
+                self._public_users.update(listed.difference(self.watched))
         changes = self._seen_now(scope.pages)
         for user_id in covered:
             if user_id in self.watched:
@@ -214,7 +232,7 @@ class RosterCopy:
 
     def _take_room(self, frame: UserOnlineStatus, room: str) -> list[Change]:
         members = self.rooms.setdefault(room, {})
-        scope = self._room_scopes.setdefault(room, _Scope("all"))
+        scope = self._room_scopes.setdefault(room, _Scope())
         self.occupancy.pop(room, None)
         scope.pages.extend(frame.user_status)
         if frame.full:

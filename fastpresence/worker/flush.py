@@ -13,7 +13,9 @@ to be by the running flush.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET
 
 from fastpresence._native import framing
 from fastpresence._native.engine import Engine
@@ -100,16 +102,23 @@ class Flusher:
             self._step()
 
     def _frames(self, entries: list[StatusEntry], cursor: str, room: str | None) -> tuple[bytes | None, ...]:
-        message = UserOnlineStatus(entries, full=False, cursor=cursor, room=room)
+        """For each kind of recipient what it is sent: one frame, or several pages in one piece."""
+        messages = [
+            UserOnlineStatus(entries[at : at + SNAPSHOT_PAGE], full=False, more=True, room=room)
+            for at in range(0, len(entries) - SNAPSHOT_PAGE, SNAPSHOT_PAGE)
+        ]
+        last = entries[len(messages) * SNAPSHOT_PAGE :]
+        messages.append(UserOnlineStatus(last, full=False, cursor=cursor, room=room))
         return tuple(
-            frame_of(variant, message) if self._has_variant(variant) else None for variant in range(len(VARIANTS))
+            b"".join([frame_of(variant, message) for message in messages]) if self._has_variant(variant) else None
+            for variant in range(len(VARIANTS))
         )
 
     def _room_frames(self, room: Room, members: Iterable[RoomMember], version: int) -> tuple[bytes | None, ...]:
         entries = [member.record.entry(left=member.left) for member in members]
         return self._frames(entries, make_cursor(self._epoch, room_scope(room.name), version), room.name)
 
-    def _tell_watchers(self, watched: "dict[Peer, list[Record]]", version: int) -> None:
+    def _tell_watchers(self, watched: dict[Any, list[Record]], version: int) -> None:
         """Watchers are told one by one; those who watch the same and hear the same share one frame."""
         public = self._service.roster.public
         frames: dict[tuple[object, ...], bytes] = {}
@@ -130,6 +139,7 @@ class Flusher:
         if self._engine.flush_step(SLICE_US):
             self._running = False
             self.touch()
+            self._engine.send()
         else:
             self._loop.call_soon(self._step)
 
@@ -137,8 +147,9 @@ class Flusher:
 class Pager:
     """Long lists of public users, a page a turn: snapshots for newcomers, and what a lagging reader missed.
 
-    A peer that is being paged is not (or not yet again) told of changes; with its last page it gets what changed since
-    the first. Pages are written only while its socket takes them, so a slow newcomer costs one page.
+    A peer that is being paged is not told of changes of the public users; after the last page it gets what changed
+    since the first one, and so on until it has caught up. Pages are written only while its socket takes them, so a
+    slow newcomer costs one page.
     """
 
     def __init__(
@@ -171,10 +182,10 @@ class Pager:
         view = self._service.roster.public
         records = None if since is None else view.changes_since(since)
         if records is not None:
-            self._send(peer, records, full=False)
+            self._send(peer, records, full=False)  # an empty one, too: it says that there was nothing
         elif len(view) <= SNAPSHOT_PAGE:
             self._engine.write(peer.handle, self._snapshot(peer.variant))
-            self._done(peer)
+            self._engine.join(peer.handle, self._public)
         else:
             self._send(peer, [record for record in view.values() if record.status != "offline"], full=True)
 
@@ -193,24 +204,18 @@ class Pager:
     def _send(self, peer: "Peer", records: Sequence[Record], *, full: bool) -> None:
         version = self._service.version
         if len(records) <= SNAPSHOT_PAGE:
-            if records or full:
-                self._page(peer, records, full=full, version=version, more=False)
-            self._done(peer)
+            self._page(peer, records, full=full, version=version, more=False)
+            self._engine.join(peer.handle, self._public)
             return
+        # Told of no change until the last page: a change's cursor would claim the pages that are still to come.
+        self._engine.leave(peer.handle, self._public)
         self._pages[peer] = (records, 0, full, version)
         self.kick()
 
     def _page(self, peer: "Peer", records: Sequence[Record], *, full: bool, version: int, more: bool) -> None:
-        message = UserOnlineStatus([record.entry() for record in records], full=full, more=more)
-        if not more:
-            message = UserOnlineStatus(
-                message.user_status, full=full, cursor=make_cursor(self._epoch, PUBLIC_SCOPE, version)
-            )
-        peer.send(message)
-
-    def _done(self, peer: "Peer") -> None:
-        self._engine.join(peer.handle, self._public)
-        self._engine.caught_up(peer.handle)
+        entries = [record.entry() for record in records]
+        cursor = UNSET if more else make_cursor(self._epoch, PUBLIC_SCOPE, version)
+        peer.send(UserOnlineStatus(entries, full=full, cursor=cursor, more=more))
 
     def kick(self) -> None:
         """Go on with the pages in the next turn."""

@@ -5,6 +5,7 @@ RFC 6455 section 4.2 for the WebSocket's part, the protocol's section 1 for toke
 
 import binascii
 from base64 import b64decode, b64encode
+from collections.abc import Collection
 from hashlib import sha1
 from typing import Final
 from urllib.parse import urlsplit
@@ -53,7 +54,9 @@ class Origins:
         return parts.netloc == host.lower() or without_port in self._any_port
 
 
-def accept(request: Request, *, keys: TokenKeys, origins: Origins, now: int) -> Accepted:
+def accept(
+    request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int
+) -> Accepted:
     """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
     if request.method != "GET":
         raise HttpError(405, "bad_request", "the WebSocket is opened with GET", (("Allow", "GET"),))
@@ -79,6 +82,8 @@ def accept(request: Request, *, keys: TokenKeys, origins: Origins, now: int) -> 
         claims = keys.verify(token, now=now)
     except TokenError as error:
         raise HttpError(401, "unauthorized", str(error)) from None
+    if claims.user_type not in user_types:
+        raise HttpError(403, "forbidden", "the token's user type is not one of presence.user_types")
     codec = JSON
     for name in offered:
         if name in CODECS:

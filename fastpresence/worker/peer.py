@@ -1,9 +1,9 @@
 """One connected client: frames in, requests carried out, answers out.
 
 A `Peer` comes into being with the upgrade and is what the engine calls the connection's owner. Everything that peers
-share is the `Worker` (worker.main). Driven by worker.main; told of changes by worker.flush.
+share is the `Worker`, which also drives it; told of changes by worker.flush.
 
-    frame -> decode -> allowed? -> HANDLERS[type] -> service -> answer        (refused: an `error` frame, nothing changed)
+    frame -> decode -> allowed? -> HANDLERS[type] -> service -> answer       (refused: an `error`, nothing changed)
 
 Costs some 160 bytes and its session; peers make no reference cycles that outlive their connection.
 """
@@ -32,6 +32,7 @@ from fastpresence.messages import (
     SendMessage,
     StatusChange,
     Subscribe,
+    TokenExpiring,
     TokenRefresh,
     Unsubscribe,
     UserOnline,
@@ -45,7 +46,7 @@ from fastpresence.tokens import Claims
 from fastpresence.worker.limits import REFUSED, TOO_MUCH
 
 if TYPE_CHECKING:
-    from fastpresence.worker.main import Worker
+    from fastpresence.worker.worker import Worker
 
 __all__ = ["Peer"]
 
@@ -59,6 +60,7 @@ class Peer:
     __slots__ = (
         "_due_ms",
         "_told_expiring",
+        "closed",
         "codec",
         "expires_at",
         "handle",
@@ -84,6 +86,7 @@ class Peer:
         self.session: Session | None = None
         self.rooms: set[str] | None = None  #: rooms that it hears of
         self.scope: str | None = None  #: of its watches, for cursors; None while it watches nobody
+        self.closed = False
         self._due_ms = 0.0  # see worker.limits
         self._told_expiring = False
 
@@ -94,9 +97,9 @@ class Peer:
 
     # Answers.
 
-    def send(self, frame: object) -> bool:
-        """Gather one frame for this client; False when too much waits for it already."""
-        return self.worker.engine.answer(self.handle, self.codec.encode(frame))
+    def send(self, frame: object) -> None:
+        """Gather one frame for this client."""
+        self.worker.engine.answer(self.handle, self.codec.encode(frame))
 
     def ack(self, frame: Any, **fields: Any) -> None:
         """Answer a request that carried an `id`."""
@@ -104,7 +107,7 @@ class Peer:
             self.send(Ack(frame.id, **fields))
 
     def close(self, code: int, reason: str) -> None:
-        """Close it with a code of ours; the caller sees to its session."""
+        """Close it with a code of ours; the caller sees to its session first."""
         self.worker.forget(self)
         self.worker.engine.close(self.handle, code, reason.encode())
 
@@ -252,22 +255,10 @@ class Peer:
         if user_ids:
             service.watch(self, user_ids)
             self.scope = watch_scope(service.audience.watches_of(self))
-            self._show_watched(user_ids, frame.cursor)
+            scope = watch_scope(user_ids)
+            worker.show_watched(self, user_ids, scope, worker.read_cursor(frame.cursor, scope))
         for room in rooms:
             self._enter(room, frame.cursor, now)
-
-    def _show_watched(self, user_ids: list[str], cursor: str | None) -> None:
-        """The state of these users, or of those that changed since a cursor of exactly these."""
-        worker = self.worker
-        service = worker.service
-        scope = watch_scope(user_ids)
-        since = worker.read_cursor(cursor, scope)
-        changed = None if since is None else service.changes_among(user_ids, since)
-        if changed is None:
-            entries = [service.get_user_status(user_id) for user_id in user_ids]
-        else:
-            entries = [record.entry() for record in changed]
-        worker.send_pages(self, entries, full=changed is None, cursor=worker.make_cursor(scope))
 
     def _enter(self, name: str, cursor: str | None, now: Now) -> None:
         """Hear of a room from now on, and be in it while online."""
@@ -280,14 +271,7 @@ class Peer:
         if room.audience is None:
             room.audience = worker.engine.new_audience()
         worker.engine.join(self.handle, room.audience)
-        scope = room_scope(name)
-        since = worker.read_cursor(cursor, scope)
-        members = None if since is None else room.members.changes_since(since)
-        if members is None:
-            entries = [member.record.entry() for member in room.members.values() if not member.left]
-        else:
-            entries = [member.record.entry(left=member.left) for member in members]
-        worker.send_pages(self, entries, full=members is None, cursor=worker.make_cursor(scope), room=name)
+        worker.show_room(self, name, worker.read_cursor(cursor, room_scope(name)))
 
     def _unsubscribe(self, frame: Unsubscribe, now: Now) -> None:
         if not frame.user_ids and not frame.rooms:
@@ -340,7 +324,7 @@ class Peer:
             return
         if left <= EXPIRY_NOTICE and not self._told_expiring:
             self._told_expiring = True
-            self.send({"type": "token_expiring", "expires_at": self.expires_at})
+            self.send(TokenExpiring(self.expires_at))
         self.worker.watch_token(self, now)
 
     @property

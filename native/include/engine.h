@@ -52,7 +52,6 @@ typedef enum {
     FP_SILENT = 3,      /* no complete frame for too long; closed with the code */
     FP_LAGGED = 4,      /* too slow for too long; closed with the code */
     FP_UNFINISHED = 5,  /* a request was not complete in time */
-    FP_OVERFLOWED = 6,  /* its answers outgrew the bound */
 } fp_end;
 
 typedef struct {

@@ -1,0 +1,395 @@
+"""What the peers of one process share, and the turn of its loop.
+
+    engine.run() --> batch --> Peer / HttpClient --> service --> Flusher --> engine
+                     every 250 ms: deadlines of connections, sessions and tokens
+
+All in one thread. The loop sees one descriptor for all client sockets: the engine's.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Collection
+from typing import Any, Final
+
+from fastpresence._native import engine as native
+from fastpresence._native.engine import Engine
+from fastpresence._native.wheel import Wheel
+from fastpresence.errors import Unavailable, UserOffline
+from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
+from fastpresence.logs import Repeats, event
+from fastpresence.messages import SNAPSHOT_PAGE, HeartbeatAck, Message, StatusEntry, UserOnlineStatus
+from fastpresence.presence.audience import Room
+from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor, room_scope
+from fastpresence.presence.service import OnlineStatusService
+from fastpresence.presence.sessions import Now, Phase, Transition
+from fastpresence.settings import Settings, connection_limit
+from fastpresence.tokens import ApiKeys, TokenKeys
+from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
+from fastpresence.worker.handshake import Accepted, Origins, accept
+from fastpresence.worker.limits import RateLimit
+from fastpresence.worker.peer import Peer
+from fastpresence.worker.routes import WEBSOCKET, Routes
+
+__all__ = ["TICK_MS", "Worker"]
+
+LOG: Final = logging.getLogger("fastpresence.worker")
+
+TICK_MS: Final = 250  #: of every wheel here
+EXPIRE_AT_ONCE: Final = 256  #: detached sessions that end in one turn of the loop: about 2 ms
+#: Seconds in which the same warning is told once, with a count.
+REPEAT_S: Final = 10.0
+
+
+class HttpClient:
+    """A connection that still speaks HTTP."""
+
+    __slots__ = ("handle", "parser")
+
+    def __init__(self, handle: int, body_size: int) -> None:
+        self.handle = handle
+        self.parser = RequestParser(body_size)
+
+
+class Worker:
+    """What all peers of one process share, and the turn of its loop."""
+
+    def __init__(self, settings: Settings, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.settings = settings
+        self.number = number
+        self.loop = loop
+        presence, limits = settings.presence, settings.limits
+        self.epoch = secrets.token_hex(6)
+        self.keys = TokenKeys(settings.auth.token_keys)
+        self.rate_limit = RateLimit(limits.rate, limits.burst)
+        self.engine = Engine(
+            self._on_batch,
+            heartbeat_timeout_ms=round(presence.heartbeat_timeout * 1000),
+            connect_timeout_ms=round(limits.connect_timeout * 1000),
+            lag_time_ms=round(limits.lag_time * 1000),
+            frame_size=limits.frame_size,
+            message_size=limits.message_size,
+            send_buffer=limits.send_buffer,
+            connections=connection_limit(limits),
+        )
+        grace = presence.disconnect_grace
+        self.service = OnlineStatusService(
+            epoch=self.epoch,
+            public_types=presence.public_types,
+            heartbeat_timeout_ms=round(presence.heartbeat_timeout * 1000),
+            disconnect_grace_ms=None if grace is None else round(grace * 1000),
+            journal=self._journal,
+        )
+        self.users = 0  #: not offline
+        self._peers = [0] * len(VARIANTS)  # open, by variant
+        public_audience = self.engine.new_audience()
+        self.flusher = Flusher(
+            loop,
+            self.engine,
+            self.service,
+            epoch=self.epoch,
+            window_ms=presence.flush_window_ms,
+            public_audience=public_audience,
+            has_variant=lambda variant: self._peers[variant] > 0,
+        )
+        self.pager = Pager(loop, self.engine, self.service, epoch=self.epoch, public_audience=public_audience)
+        api_keys = ApiKeys(settings.auth.api_keys)
+        self._routes = Routes(settings, self.service, self.keys, api_keys)
+        self._origins = Origins(settings.server.allowed_origins)
+        self._tokens = Wheel(tick_ms=TICK_MS, now_ms=time.monotonic_ns() // 1_000_000)
+        self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
+        self._ack_second = -1
+        self._repeats = Repeats(REPEAT_S)
+        self.draining = False
+        self.errors: dict[str, int] = {}
+        self._empty_rooms: list[Room] = []
+
+    @staticmethod
+    def now() -> Now:
+        """This moment by both clocks."""
+        return Now(time.monotonic_ns() // 1_000_000, time.time_ns() // 1000)
+
+    # The turn.
+
+    def start(self, listener_fd: int) -> None:
+        """Accept, and keep the deadlines, from now on."""
+        self.engine.listen(listener_fd)
+        self.loop.add_reader(self.engine.fileno(), self.engine.run)
+        self._tick(0)
+
+    def _on_batch(self, events: list[tuple[int, Any, Any, Any]]) -> None:
+        now = self.now()
+        for kind, owner, what, data in events:
+            try:
+                if kind == native.TEXT or kind == native.BINARY:
+                    # A peer that was closed earlier in this batch has no say any more.
+                    if not owner.closed:
+                        owner.on_message(kind, data, now)
+                elif kind == native.REQUEST:
+                    self._on_request(owner, what, data, now)
+                elif type(owner) is not Peer or owner.closed:
+                    pass
+                elif kind == native.ENDED:
+                    self._on_ended(owner, what, data[0], data[1], now)
+                else:
+                    self._on_drained(owner, data)
+            except Exception:
+                # A fault of ours: the one connection pays for it, the rest of the batch is still to be done.
+                LOG.exception("fault")
+                self._fail(owner, what, now)
+        self.flusher.touch()
+
+    def _fail(self, owner: Any, handle: int, now: Now) -> None:
+        """Get rid of a connection that something of ours could not cope with."""
+        if type(owner) is not Peer:
+            self.engine.abort(handle)
+        elif not owner.closed:
+            self.lose_session(owner, now.ms, now)
+            owner.close(1011, "server error")
+
+    def _tick(self, count: int) -> None:
+        """Let deadlines run out, on the tick's own beat so that none is late by more than one."""
+        self.loop.call_later((TICK_MS - time.monotonic_ns() // 1_000_000 % TICK_MS) / 1000, self._tick, count + 1)
+        self.engine.advance()
+        now = self.now()
+        self._cleanup(now)
+        for slot in self._tokens.advance(now.ms):
+            peer = self.engine.owner(slot)
+            if type(peer) is Peer:
+                peer.on_token_due(now)
+        self._free_audiences()
+        self.flusher.touch()
+        self.engine.send()
+
+    def _cleanup(self, now: Now) -> None:
+        """End the detached sessions whose time is up; of a crowd some in each turn of the loop."""
+        if self.service.cleanup_expired_status(now=now, limit=EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:
+            self.loop.call_soon(self._cleanup, now)
+            self.flusher.touch()
+
+    # HTTP.
+
+    def _on_request(self, owner: Any, handle: int, data: bytes, now: Now) -> None:
+        if type(owner) is not HttpClient:
+            owner = HttpClient(handle, self.settings.limits.http_body_size)
+            self.engine.own(handle, owner)
+        try:
+            for request in owner.parser.feed(data):
+                if not self._answer(owner, request, now):
+                    return
+        except HttpError as error:
+            self._reject(handle, error)
+
+    def _answer(self, client: HttpClient, request: Request, now: Now) -> bool:
+        """False when the connection speaks HTTP no more."""
+        second = now.wall_us // 1_000_000
+        if request.path == WEBSOCKET:
+            if self.draining:
+                raise HttpError(503, "unavailable", "this server is going away", (("Retry-After", "1"),))
+            user_types = self.settings.presence.user_types
+            accepted = accept(request, keys=self.keys, origins=self._origins, user_types=user_types, now=second)
+            self._open(client.handle, accepted, request.after, now)
+            return False
+        keep = request.keep_alive and not request.upgrade
+        try:
+            response = answer(200, self._routes.handle(request, second), keep_alive=keep)
+        except HttpError as error:
+            response = answer_error(error, keep_alive=keep)
+        self.engine.write(client.handle, response)
+        if keep:
+            self.engine.await_request(client.handle)
+        else:
+            self.engine.finish(client.handle)
+        return keep
+
+    def _reject(self, handle: int, error: HttpError) -> None:
+        """A handshake that fails, or bytes that are no request."""
+        self._repeats.log(
+            LOG,
+            logging.WARNING,
+            "rejected handshake",
+            now_s=self.loop.time(),
+            status=error.status,
+            reason=error.message,
+            address=self.engine.address(handle),
+        )
+        self.engine.write(handle, answer_error(error))
+        self.engine.finish(handle)
+
+    def _open(self, handle: int, accepted: Accepted, after: bytes, now: Now) -> None:
+        """From here on it is a peer."""
+        peer = Peer(self, handle, accepted.claims, accepted.codec, accepted.public)
+        self._peers[peer.variant] += 1
+        self.engine.own(handle, peer)
+        self.engine.write(handle, accepted.response)
+        self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, after)
+        self.watch_token(peer, now)
+        peer.welcome(now)
+        if accepted.public:
+            self.pager.begin(peer, self.read_cursor(accepted.cursor, PUBLIC_SCOPE))
+
+    # The end of a connection.
+
+    def _on_ended(self, peer: Peer, how: int, code: int, heard_ms: int, now: Now) -> None:
+        if how == native.CLOSED and code == 1000:
+            self.end_session(peer, "closed", now)
+        elif how == native.SILENT:
+            session = peer.session
+            if session is not None and session.phase is not Phase.GONE:
+                self.service.handle_timeout(session, last_heard_ms=heard_ms, now=now)
+        else:
+            if how == native.LAGGED:
+                self._repeats.log(LOG, logging.WARNING, "slow reader", now_s=self.loop.time(), user_id=peer.user_id)
+            self.lose_session(peer, heard_ms, now)
+        self.forget(peer)
+
+    def end_session(self, peer: Peer, reason: str, now: Now) -> None:
+        """The peer's session ends at once."""
+        if peer.session is not None and peer.session.phase is not Phase.GONE:
+            self.service.handle_user_offline(peer.session, now=now, reason=reason)
+
+    def lose_session(self, peer: Peer, heard_ms: int, now: Now) -> None:
+        """The peer's session stays for its grace, without a connection."""
+        if peer.session is not None and peer.session.phase is not Phase.GONE:
+            self.service.handle_connection_lost(peer.session, last_heard_ms=heard_ms, now=now)
+
+    def forget(self, peer: Peer) -> None:
+        """The peer hears and says no more."""
+        peer.closed = True
+        self._peers[peer.variant] -= 1
+        self._tokens.cancel(peer.handle & 0xFFFFFFFF)
+        self.pager.forget(peer)
+        peer.session = None
+        if peer.rooms is not None or peer.scope is not None:
+            for room in self.service.forget(peer):
+                self.free_audience(room)
+            peer.rooms = peer.scope = None
+
+    def free_audience(self, room: Room) -> None:
+        """Give back the native audience of a room that nobody hears of any more."""
+        if room.audience is not None and not room.subscribers:
+            if self.engine.free_audience(room.audience):
+                room.audience = None
+            else:
+                self._empty_rooms.append(room)  # the running flush has something for it: next tick
+
+    def _free_audiences(self) -> None:
+        rooms, self._empty_rooms = self._empty_rooms, []
+        for room in rooms:
+            self.free_audience(room)
+
+    # Catching up.
+
+    def _on_drained(self, peer: Peer, missed_from: int | None) -> None:
+        """Its socket takes more again: give it what it missed, from its own version on."""
+        if missed_from is not None:
+            for name in self.service.audience.rooms_of(peer):
+                self.show_room(peer, name, missed_from)
+            if peer.scope is not None:
+                self.show_watched(peer, self.service.audience.watches_of(peer), peer.scope, missed_from)
+            if peer.public and peer not in self.pager:
+                self.pager.begin(peer, missed_from)
+            self.engine.caught_up(peer.handle)
+        self.pager.kick()
+
+    def show_room(self, peer: Peer, name: str, since: int | None) -> None:
+        """A room's roster, or what changed in it since a version."""
+        room = self.service.audience.rooms.get(name)
+        members = None if room is None or since is None else room.members.changes_since(since)
+        if members is not None:
+            entries = [member.record.entry(left=member.left) for member in members]
+        elif room is not None:
+            entries = [member.record.entry() for member in room.members.values() if not member.left]
+        else:
+            entries = []
+        self._send_pages(peer, entries, full=members is None, cursor=self._make_cursor(room_scope(name)), room=name)
+
+    def show_watched(self, peer: Peer, user_ids: Collection[str], scope: str, since: int | None) -> None:
+        """The state of these users, or of those that changed since a version."""
+        changed = None if since is None else self.service.changes_among(user_ids, since)
+        if changed is not None:
+            entries = [record.entry() for record in changed]
+        else:
+            entries = [self.service.get_user_status(user_id) for user_id in user_ids]
+        self._send_pages(peer, entries, full=changed is None, cursor=self._make_cursor(scope))
+
+    def _send_pages(
+        self, peer: Peer, entries: list[StatusEntry], *, full: bool, cursor: str, room: str | None = None
+    ) -> None:
+        """Entries in frames of a page each, the last with the cursor. Their number is bounded by watches or members."""
+        at = 0
+        while len(entries) - at > SNAPSHOT_PAGE:
+            page = entries[at : at + SNAPSHOT_PAGE]
+            peer.send(UserOnlineStatus(page, full=full, more=True, room=room))
+            at += SNAPSHOT_PAGE
+        peer.send(UserOnlineStatus(entries[at:], full=full, cursor=cursor, room=room))
+
+    def _make_cursor(self, scope: str) -> str:
+        """ "Everything of this scope up to now"."""
+        return make_cursor(self.epoch, scope, self.service.version)
+
+    def read_cursor(self, text: str | None, scope: str) -> int | None:
+        """The version in a cursor of this life and scope; None for any other text."""
+        return None if text is None or len(text) > 256 else read_cursor(text, self.epoch, scope)
+
+    # What peers share.
+
+    def heartbeat_ack(self, variant: int, now: Now) -> bytes:
+        """The whole frame that answers a heartbeat without an `id`, made once a second."""
+        second = now.wall_us // 1_000_000
+        if second != self._ack_second:
+            self._ack_second = second
+            ack = HeartbeatAck(second)
+            self._heartbeat_acks = [frame_of(variant, ack) for variant in range(len(VARIANTS))]
+        return self._heartbeat_acks[variant]
+
+    def deliver(self, from_user_id: str, to_user_id: str, text: str, now: Now) -> int:
+        """Hand a message to every session of a user. Returns how many took it. Raises RequestError."""
+        record = self.service.record(to_user_id)
+        if record is None or record.status == "offline":
+            raise UserOffline(f"{to_user_id} is not online")
+        message = Message(from_user_id, to_user_id, text, now.wall_us // 1_000_000)
+        payloads: dict[int, bytes] = {}
+        delivered = 0
+        for session in self.service.sessions_of(to_user_id):
+            peer = session.connection
+            if peer is None:
+                continue
+            payload = payloads.get(peer.variant)
+            if payload is None:
+                payload = payloads[peer.variant] = peer.codec.encode(message)
+            delivered += self.engine.answer(peer.handle, payload, self.settings.limits.messages_waiting)
+        if not delivered:
+            raise Unavailable(f"no connection of {to_user_id} takes messages just now")
+        return delivered
+
+    def watch_token(self, peer: Peer, now: Now) -> None:
+        """Wake up for the peer's token: a minute before its end, and at its end."""
+        wait_ms = max(0, round(peer.next_token_event_s * 1000 - now.wall_us / 1000))
+        self._tokens.arm(peer.handle & 0xFFFFFFFF, now.ms + wait_ms)
+
+    def count_error(self, code: str) -> None:
+        """One request was refused."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def note_rate_limited(self, peer: Peer) -> None:
+        """A frame came over the rate."""
+        self.count_error("rate_limited")
+        self._repeats.log(LOG, logging.WARNING, "rate limited", now_s=self.loop.time(), user_id=peer.user_id)
+
+    def _journal(self, change: Transition) -> None:
+        if change.was != change.status:
+            self.users += (change.status != "offline") - (change.was != "offline")
+        if change.kind == "status":
+            event(LOG, logging.INFO, "status changed", user_id=change.user_id, user_type=change.user_type,
+                  was=change.was, status=change.status)  # fmt: skip
+        elif change.kind == "reconnect":
+            event(LOG, logging.WARNING, "reconnect", user_id=change.user_id, user_type=change.user_type,
+                  attempt=change.attempt)  # fmt: skip
+        elif change.kind == "online":
+            event(LOG, logging.INFO, "user online", user_id=change.user_id, user_type=change.user_type,
+                  status=change.status)  # fmt: skip
+        else:
+            event(LOG, logging.INFO, "user offline", user_id=change.user_id, user_type=change.user_type,
+                  reason=change.reason)  # fmt: skip
