@@ -275,7 +275,7 @@ def test_a_cut_connection_comes_back_with_cursor_status_and_watches(run: Run) ->
             stop()
             assert states == ["disconnected", "connecting", "connected"]
             again = await server.peer(1)
-            assert again.query["cursor"] == ["c2"]
+            assert again.query["cursor"] == ["c1"]
             online, watch, _ = again.got
             assert isinstance(online, UserOnline)
             assert (online.status, online.attempt) == ("away", 1)

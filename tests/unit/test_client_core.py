@@ -218,7 +218,7 @@ def test_on_the_way_back_come_cursor_status_watches_and_rooms() -> None:
     rig.look()
     rig.lose()
     (again,) = of(rig.wait(0), Connect)
-    assert again.cursor == "c2"
+    assert again.cursor == "c1"
     rig.get(welcome())
     online, known, new, room, _ = rig.sent
     assert isinstance(online, UserOnline)

@@ -145,15 +145,35 @@ def test_a_public_snapshot_leaves_watched_users_and_room_members_alone(copy: Ros
     assert shows(copy) == {"user_1": "online", "user_2": "online", "kol_1": "online"}
 
 
-def test_an_unasked_full_frame_is_about_everything_outside_the_rooms(copy: RosterCopy) -> None:
+def test_an_unasked_full_frame_is_about_the_public_users_unless_it_names_just_everyone_watched(
+    copy: RosterCopy,
+) -> None:
     copy.take(full(entry("kol_1")))
     copy.watch(["user_1"])
     copy.answering(["user_1"])
     copy.take(full(entry("user_1")))
     copy.take(full(entry("user_2"), room="r"))
     changes = copy.take(full(entry("kol_2")))
-    assert {change.user_id for change in changes} == {"kol_1", "user_1", "kol_2"}
-    assert shows(copy)["user_2"] == "online"
+    assert {change.user_id for change in changes} == {"kol_1", "kol_2"}
+    assert copy.take(full(entry("user_1", "offline", 2)))[0].user_id == "user_1"
+    assert shows(copy) == {"kol_1": "offline", "kol_2": "online", "user_1": "offline", "user_2": "online"}
+
+
+def test_cursors_are_kept_for_the_scope_that_their_frames_are_about(copy: RosterCopy) -> None:
+    copy.take(full(entry("kol_1"), cursor="p1"))
+    copy.watch(["user_1", "kol_1"])
+    copy.answering(["user_1", "kol_1"])
+    copy.take(full(entry("user_1"), entry("kol_1"), cursor="w1"))
+    assert (copy.cursor, copy.watch_cursor) == ("p1", "w1")
+    copy.take(delta(entry("kol_1", "busy", 2), cursor="p2"))
+    copy.take(delta(entry("user_1", "busy", 2), cursor="w2"))
+    assert (copy.cursor, copy.watch_cursor) == ("p2", "w2")
+
+
+def test_a_delta_that_overtakes_the_first_snapshot_counts_with_it(copy: RosterCopy) -> None:
+    assert copy.take(delta(entry("kol_1", rev=2))) == []
+    copy.take(full(entry("kol_2")))
+    assert shows(copy) == {"kol_1": "online", "kol_2": "online"}
 
 
 def test_a_public_expectation_that_nothing_answered_does_not_swallow_a_subscriptions_answer(copy: RosterCopy) -> None:
@@ -165,13 +185,16 @@ def test_a_public_expectation_that_nothing_answered_does_not_swallow_a_subscript
     assert shows(copy) == {"kol_1": "online", "user_1": "online"}
 
 
-def test_a_subscription_acknowledged_between_pages_waits_for_its_own_answer(copy: RosterCopy) -> None:
+def test_a_subscriptions_answer_may_come_between_the_pages_of_the_public_snapshot(copy: RosterCopy) -> None:
     copy.take(full(entry("kol_1"), more=True))
     copy.watch(["user_1"])
     copy.answering(["user_1"])
-    copy.take(full(entry("kol_2")))
     copy.take(full(entry("user_1")))
+    assert shows(copy) == {"user_1": "online"}
+    assert copy.collecting
+    copy.take(full(entry("kol_2")))
     assert shows(copy) == {"kol_1": "online", "kol_2": "online", "user_1": "online"}
+    assert not copy.collecting
 
 
 def test_answers_to_a_question_update_whom_the_copy_holds_and_nobody_else(copy: RosterCopy) -> None:
