@@ -95,7 +95,8 @@ def idle(setting: Setting) -> Outcome:
         complaints(outcome, ours)
     with rival(setting.cpus) as limit:
         _, limit_run = _hold(setting, outcome, limit, connections, tokens, seconds, period_s)
-    per_connection = growth.pss / connections
+    # Shared pages move between processes while others start and end; what is dirty and private does not.
+    per_connection = max(growth.pss, growth.private_dirty) / connections
     ratio = (our_run.server_cpu_ns / our_run.seconds) / (limit_run.server_cpu_ns / limit_run.seconds)
     outcome.bars += [
         Bar(f"at most {MEMORY_BAR} bytes of user memory a connection (here {per_connection:,.0f}; target 1,200)",

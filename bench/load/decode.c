@@ -1,8 +1,8 @@
 /* What a frame of the server says. JSON by search, not by grammar: the generator must stay cheaper than the server.
  *
- * It relies on three things the protocol promises: names and values of ours hold no quotes, entries hold no objects, and
- * JSON is written without spaces. A frame that went to a thousand links is read once: the last few distinct ones are
- * kept with what they said, and found again by comparing bytes (faster than any hash, and never wrong).
+ * It relies on three things the protocol promises: names and values of ours hold no quotes, entries hold no objects,
+ * and JSON is written without spaces. A frame that went to a thousand links is read once: the last few distinct ones
+ * are kept with what they said, and found again by comparing bytes (faster than any hash, and never wrong).
  */
 #define _GNU_SOURCE
 #include "swarm.h"
@@ -92,7 +92,8 @@ static void understand(struct frame *frame)
     frame->full = frame->has_cursor = false;
     if (frame->length && frame->bytes[0] == '!') {
         unsigned publisher, change;
-        if (sscanf((const char *)frame->bytes, "!%4u:%10u:", &publisher, &change) != 2 || publisher >= options.publishers)
+        int found = sscanf((const char *)frame->bytes, "!%4u:%10u:", &publisher, &change);
+        if (found != 2 || publisher >= options.publishers)
             die("a broadcast that nobody sent");
         frame->kind = BROADCAST;
         *new_entry(frame) = (struct entry){.publisher = (int32_t)publisher, .rev = change};

@@ -2,8 +2,9 @@
  *
  * At the real server a change is a status_change, to busy and to online by turns, and everybody has seen it when every
  * receiver got an entry of that publisher with that status. At the C server it is a `!` message that names publisher
- * and change, padded to the length asked for. With a pace the next change waits until that long after the last one, as a
- * server that joins changes makes it wait: what a send costs depends on what went before it. A delivery is one frame at one receiver, whatever number of entries it has.
+ * and change, padded to the length asked for. With a pace the next change waits until that long after the last one, as
+ * a server that joins changes makes it wait: what a send costs depends on what went before it. A delivery is one frame
+ * at one receiver, whatever number of entries it has.
  */
 #include "swarm.h"
 
@@ -134,8 +135,8 @@ static void window(bool begins)
 
 static void report(void)
 {
-    printf(", \"receivers\": %u, \"rounds\": %llu, \"round_ms\": %.3f, \"payload_min\": %u, \"payload_max\": %u", receivers,
-           (unsigned long long)rounds, rounds ? (double)round_ns / (double)rounds / NS_MS : 0.0,
+    printf(", \"receivers\": %u, \"rounds\": %llu, \"round_ms\": %.3f, \"payload_min\": %u, \"payload_max\": %u",
+           receivers, (unsigned long long)rounds, rounds ? (double)round_ns / (double)rounds / NS_MS : 0.0,
            length_max ? length_min : 0, length_max);
 }
 

@@ -15,9 +15,10 @@
  *                                      quit      (or the end of the input)
  *
  * AMOUNT and WARMUP are seconds (handshakes: how many, and no warm-up), BYTES the payload of a broadcast, PACE the
- * milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT, then waits for what is in flight. CPU time of the server is the sum of the
- * nanoseconds its threads were on a CPU (schedstat), read in the same turn as the counters. On quit present links close
- * with 1000 and the rest are reset. The swarm's own share: `swarm_busy` is the part of the time in which it had work.
+ * milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT,
+ * then waits for what is in flight. CPU time of the server is the sum of the nanoseconds its threads were on a CPU
+ * (schedstat), read in the same turn as the counters. On quit present links close with 1000 and the rest are reset. The
+ * swarm's own share: `swarm_busy` is the part of the time in which it had work.
  */
 #define _GNU_SOURCE
 #include "swarm.h"

@@ -1,16 +1,16 @@
 /* Does every screen end up right, and how soon? Changes at a fixed rate, whatever the server does with them.
  *
- * Open loop: change k is due at begin + k / rate, host k mod H sends it, and its latency counts from when it was due, not
- * from when it was sent, so that a server that makes the swarm wait does not hide it.
+ * Open loop: change k is due at begin + k / rate, host k mod H sends it, and its latency counts from when it was due,
+ * not from when it was sent, so that a server that makes the swarm wait does not hide it.
  *
  * Each observer keeps, per host, the last rev and the last change it was shown. A new entry is matched with the oldest
- * change of that host that is later than the last one matched and has that status: latency is never taken too small, and
- * a match exists exactly when what the observer saw is a subsequence of what was sent. Statuses follow each other in no
- * fixed order, so that a match that was too old does not stay too old for good. Where several changes of one host are
- * conflated into one entry the oldest match falls behind the truth; a second histogram therefore takes the newest one
- * that had been sent by the time the entry's rev says (microseconds of the same machine's clock). The truth lies between
- * the two; with few changes conflated they are the same. Changes that were conflated away have no latency: what replaced
- * them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
+ * change of that host that is later than the last one matched and has that status: latency is never taken too small,
+ * and a match exists exactly when what the observer saw is a subsequence of what was sent. Statuses follow each other
+ * in no fixed order, so that a match that was too old does not stay too old for good. Where several changes of one host
+ * are conflated into one entry the oldest match falls behind the truth; a second histogram therefore takes the newest
+ * one that had been sent by the time the entry's rev says (microseconds of the same machine's clock). The truth lies
+ * between the two; with few changes conflated they are the same. Changes that were conflated away have no latency: what
+ * replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
  */
 #include "swarm.h"
 
@@ -219,7 +219,8 @@ static void report(void)
            (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
            (unsigned long long)latency.count, (double)histogram_at(&latency, 0.5) / NS_MS,
            (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
-           (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS, frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
+           (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS,
+           frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
 }
 
 const struct mode sync_mode = {
