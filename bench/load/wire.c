@@ -189,8 +189,8 @@ void link_say(struct link *link, const char *type, const char *extra)
 {
     char text[512];
     int size = snprintf(text, sizeof text,
-                        "{\"type\":\"%s\",\"user_id\":\"%s\",\"user_type\":\"%s\",%s\"timestamp\":%lld}", type, link->user,
-                        strncmp(link->user, "kol", 3) ? "user" : "kol", extra, (long long)time(NULL));
+                        "{\"type\":\"%s\",\"user_id\":\"%s\",\"user_type\":\"%s\",%s\"timestamp\":%lld}", type,
+                        link->user, strncmp(link->user, "kol", 3) ? "user" : "kol", extra, (long long)time(NULL));
     if (size < 0 || (size_t)size >= sizeof text)
         die("a user's name is too long");
     send_frame(link, 1, text, (size_t)size);
