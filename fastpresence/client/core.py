@@ -113,6 +113,8 @@ class ClientCore:
         self._interval_ms = 0.0
         self._patience_ms = 0.0
         self._token_ends_ms: float | None = None
+        self._token_half_ms = 0.0  # before half of its life is over, a token is not replaced
+        self._renew_ms: float | None = None
         self._server_zero_ms = 0.0  # our clock at the server's Unix epoch
         self._fresh_token = False
         self._settling: int | None = None  # the request whose answer proves that everything before it is answered
@@ -141,7 +143,7 @@ class ClientCore:
 
     def next_deadline_ms(self) -> float | None:
         """When `tick` is to be called at the latest; None: nothing is waited for."""
-        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms]
+        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms, self._renew_ms]
         deadlines.extend(pending.deadline_ms for pending in self._pending.values())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -167,6 +169,9 @@ class ClientCore:
         for request_id, pending in list(self._pending.items()):
             if now_ms >= pending.deadline_ms:
                 self._answer(request_id, None, ConnectionFailed("no answer in time"))
+        if self._renew_ms is not None and now_ms >= self._renew_ms:
+            self._renew_ms = None
+            self._events.append(TokenExpiring(round((self._token_ends_ms or 0.0) - self._server_zero_ms) // 1000))
         if self._silent_ms is not None and now_ms >= self._silent_ms:
             self._cut(now_ms, None, Then.AGAIN, "a heartbeat was not answered")
         elif self._settling is not None and self._settling not in self._pending and not self.copy.collecting:
@@ -251,7 +256,7 @@ class ClientCore:
             self._request(UserOffline(), now_ms)
             self._move(Cue.LEAVE, None)
             self._due_ms = now_ms + self._timing.goodbye_ms
-            self._beat_ms = self._silent_ms = self._drain_ms = None
+            self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = None
         elif self.phase is not Phase.LEAVING:
             self._part(1000)
 
@@ -282,8 +287,12 @@ class ClientCore:
             case Error():
                 if isinstance(frame.reply_to, int):
                     self._on_error(frame.reply_to, RequestRefused(frame.code, frame.message), now_ms)
-            case Message() | TokenExpiring():
+            case Message():
                 self._events.append(frame)
+            case TokenExpiring():
+                # The server tells it a minute ahead, and at once of a token that lives for less than that.
+                self._renew_ms = max(now_ms, self._token_half_ms)
+                self.tick(now_ms)
             case RoomOccupancy():
                 self.copy.crowded(frame.room, frame.count)
             case Draining():
@@ -299,7 +308,7 @@ class ClientCore:
         self._due_ms = None
         self._fresh_token = False
         self._server_zero_ms = now_ms - frame.timestamp * 1000
-        self._token_ends_ms = self._server_zero_ms + frame.expires_at * 1000
+        self._new_token(frame.expires_at, now_ms)
         self._interval_ms = frame.heartbeat_interval * 1000
         # A lost connection is noticed early enough to be back before the server takes us for gone.
         margin_ms = (frame.heartbeat_timeout - frame.heartbeat_interval) * 500
@@ -313,6 +322,11 @@ class ClientCore:
         covers = self._subscribe_again(now_ms)
         # Frames are answered in order: when this one is, everything before it has been.
         self._settling = self._request(Heartbeat(), now_ms, covers)
+
+    def _new_token(self, expires_at: int, now_ms: float) -> None:
+        self._token_ends_ms = self._server_zero_ms + expires_at * 1000
+        self._token_half_ms = (now_ms + self._token_ends_ms) / 2
+        self._renew_ms = None
 
     def _subscribe_again(self, now_ms: float) -> tuple[str, ...]:
         watched, cursor = self.copy.watched, self.copy.watch_cursor
@@ -340,7 +354,7 @@ class ClientCore:
             case UserOnline():
                 self._ever_online = True
             case TokenRefresh() if isinstance(frame, Ack) and isinstance(frame.expires_at, int):
-                self._token_ends_ms = self._server_zero_ms + frame.expires_at * 1000
+                self._new_token(frame.expires_at, now_ms)
         self._answer(request_id, frame)
         if request_id == self._settling:
             self.copy.settled(pending.covers)
@@ -448,7 +462,7 @@ class ClientCore:
             return
         self.stale = True
         self._settling = None
-        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = None
+        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = None
         self._out.clear()
         self._fail_pending(error)
         self._move(cue, error)

@@ -2,7 +2,7 @@
 
     WAITING -due-> OPENING -welcomed-> UP -lost-> WAITING ...   five attempts spent: RESTING
     RESTING -due-> PROBING -welcomed-> UP                       PROBING -lost-> RESTING
-    refused for good: STOPPED      told to leave: UP -> LEAVING -> CLOSED, from elsewhere CLOSED
+    refused for good: STOPPED, and there it stays      told to leave: UP -> LEAVING -> CLOSED, from elsewhere CLOSED
 
 Source: docs/protocol.md, section 5. The code to the table is client.core.
 """
@@ -86,7 +86,7 @@ NEXT: Final = {
         Cue.REFUSED: Phase.STOPPED,
         Cue.PART: Phase.CLOSED,
     },
-    Phase.STOPPED: {Cue.PART: Phase.CLOSED},
+    Phase.STOPPED: {},
     Phase.CLOSED: {},
 }
 

@@ -75,7 +75,8 @@ class Peer(picows.WSListener):
         self.server.peers.append(self)
         self.server.moved()
         if self.server.greets:
-            self.send(Welcome("s", "user_1", "user", self.server.interval_s, 60, int(time.time()) + 3600, "e", 0))
+            expires_at = 1_700_000_000 + self.server.token_s
+            self.send(Welcome("s", "user_1", "user", 30, 60, expires_at, "e", 1_700_000_000))
             self.send(UserOnlineStatus(list(self.server.present), full=True, cursor="c1"))
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
@@ -117,7 +118,7 @@ class Server:
         self.tokens: list[str] = []
         self.greets = True
         self.closes = True
-        self.interval_s = 30.0
+        self.token_s = 3600
         self.refusal: Callable[[str], picows.WSUpgradeResponse | None] = lambda token: None
         self.answers: Callable[[Peer, ClientFrame], list[ServerFrame]] = default_answers
         self.url = ""
@@ -346,6 +347,7 @@ def test_a_refused_token_is_fetched_again_and_a_plain_one_is_the_end(run: Run) -
 def test_an_expiring_token_is_refreshed_on_the_living_connection(run: Run) -> None:
     async def body(server: Server) -> None:
         tokens = iter(["first", "second"])
+        server.token_s = 0
         async with client(server, token=lambda: next(tokens)):
             peer = server.peers[0]
             peer.send(TokenExpiring(0))

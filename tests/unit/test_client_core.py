@@ -494,11 +494,23 @@ def test_a_token_for_somebody_else_is_the_end() -> None:
 
 def test_an_expiring_token_is_told_and_its_replacement_goes_out() -> None:
     rig = up(renewable=True)
-    assert rig.get(TokenExpiring(1_700_003_600)) == [TokenExpiring(1_700_003_600)]
+    rig.wait(3_540_000)
+    (told,) = of(rig.get(TokenExpiring(1_700_003_600)), TokenExpiring)
+    assert told == TokenExpiring(1_700_003_600)
     request = rig.core.refresh_token("new", rig.now_ms)
     rig.look()
     assert rig.sent == [TokenRefresh(token="new", id=request)]
     assert of(rig.get(Ack(request, expires_at=1_700_007_200)), Answered)
+
+
+def test_a_token_of_seconds_is_replaced_at_half_its_life_and_not_all_the_time() -> None:
+    rig = Rig(renewable=True)
+    rig.start()
+    rig.get(welcome(expires_in=2))
+    rig.answer_all()
+    assert not of(rig.get(TokenExpiring(1_700_000_002)), TokenExpiring)
+    assert not of(rig.wait(999), TokenExpiring)
+    assert of(rig.wait(1), TokenExpiring)
 
 
 def test_messages_pass_and_a_big_room_tells_its_count() -> None:
