@@ -124,7 +124,7 @@ class Peer:
         self._due_ms = due_ms
         codec = self.codec
         if (kind == native.TEXT) is not codec.is_text:
-            self.worker.end_session(self, "closed", now)
+            self.worker.lose_session(self, now.ms, now)
             self.close(1003, f"{codec.subprotocol} has {'text' if codec.is_text else 'binary'} frames")
             return
         try:
