@@ -1,4 +1,4 @@
-"""kill -9 of the worker: the node starts another, newcomers hardly wait, and whoever was there comes back by himself."""
+"""kill -9 of the worker: the node starts another, newcomers hardly wait, and whoever was there comes back."""
 
 import asyncio
 import contextlib

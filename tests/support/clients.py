@@ -575,13 +575,13 @@ class RawClient:
             return first & 0x0F, await self._reader.readexactly(length)
 
     async def closed(self) -> int:
-        """The code of the close frame, which is the next frame, and then the end of the stream."""
+        """The code of the close frame, which is the next frame; the closing handshake, and the end of the stream."""
         opcode, payload = await self.frame()
         assert opcode == self.CLOSE, (opcode, payload)
-        code = int.from_bytes(payload[:2], "big")
         payload[2:].decode()  # RFC 6455, section 5.5.1: the reason is UTF-8
-        await self.eof()
-        return code
+        self.send_frame(self.CLOSE, payload[:2])
+        assert await self.eof() == b""
+        return int.from_bytes(payload[:2], "big")
 
     async def eof(self) -> bytes:
         """What still comes before the end of the stream."""
