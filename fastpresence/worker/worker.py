@@ -287,7 +287,8 @@ class Worker:
             for name in self.service.audience.rooms_of(peer):
                 self.show_room(peer, name, missed_from)
             if peer.scope is not None:
-                self.show_watched(peer, self.service.audience.watches_of(peer), peer.scope, missed_from)
+                watched = self.service.audience.watches_of(peer)
+                self.show_watched(peer, watched, peer.scope, missed_from, in_answer=False)
             if peer.public and peer not in self.pager:
                 self.pager.begin(peer, missed_from)
             self.engine.caught_up(peer.handle)
@@ -305,14 +306,20 @@ class Worker:
             entries = []
         self._send_pages(peer, entries, full=members is None, cursor=self._make_cursor(room_scope(name)), room=name)
 
-    def show_watched(self, peer: Peer, user_ids: Collection[str], scope: str, since: int | None) -> None:
-        """The state of these users, or of those that changed since a version."""
+    def show_watched(
+        self, peer: Peer, user_ids: Collection[str], scope: str, since: int | None, *, in_answer: bool = True
+    ) -> None:
+        """The state of these users, or of those that changed since a version.
+
+        Only the answer to a `subscribe` may be `full`: elsewhere nothing would tell its scope from the public's.
+        """
         changed = None if since is None else self.service.changes_among(user_ids, since)
         if changed is not None:
             entries = [record.entry() for record in changed]
         else:
             entries = [self.service.get_user_status(user_id) for user_id in user_ids]
-        self._send_pages(peer, entries, full=changed is None, cursor=self._make_cursor(scope))
+        full = changed is None and in_answer
+        self._send_pages(peer, entries, full=full, cursor=self._make_cursor(scope))
 
     def _send_pages(
         self, peer: Peer, entries: list[StatusEntry], *, full: bool, cursor: str, room: str | None = None
