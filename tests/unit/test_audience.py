@@ -152,6 +152,21 @@ def test_joining_twice_counts_once(service: OnlineStatusService) -> None:
     assert service.version == since
 
 
+def test_a_second_device_in_the_same_room_is_no_change(service: OnlineStatusService) -> None:
+    online(service, "user_1", "r", device="phone")
+    since = service.version
+    online(service, "user_1", "r", device="tablet")
+    assert service.version == since
+
+
+def test_a_session_that_takes_over_a_device_in_the_same_room_counts_once(service: OnlineStatusService) -> None:
+    online(service, "user_1", "r", "s", device="phone")
+    other = online(service, "user_1", "r", device="tablet")
+    service.handle_update(other, status=None, device="phone", now=NOW)
+    assert other.rooms == {"r", "s"}
+    assert other.record.rooms == {"r": 1, "s": 1}
+
+
 def test_a_gone_session_joins_as_an_observer(service: OnlineStatusService) -> None:
     old = online(service, "user_1", device="phone")
     online(service, "user_1", device="phone")

@@ -155,10 +155,12 @@ def test_one_who_comes_back_within_the_retention_is_not_dropped_at_its_end() -> 
     record = roster.everyone["kol_1"]
     roster.change(record, "offline", Now(1_000, WALL_US))
     roster.change(record, "online", Now(2_000, WALL_US))
-    roster.change(record, "offline", Now(3_000, WALL_US))
     roster.drop_expired(1_000 + RETENTION_MS, 10)
     assert roster.find("kol_1") is record
-    roster.drop_expired(3_000 + RETENTION_MS, 10)
+    roster.change(record, "offline", Now(900_000, WALL_US))
+    roster.drop_expired(900_000 + RETENTION_MS - 1, 10)
+    assert roster.find("kol_1") is record
+    roster.drop_expired(900_000 + RETENTION_MS, 10)
     assert roster.find("kol_1") is None
 
 

@@ -255,6 +255,15 @@ def test_last_seen_is_that_of_the_session_heard_last_even_if_it_ended_first(
     assert service.get_user_status("kol_1").last_seen == WALL_S + 40
 
 
+def test_one_who_is_ended_while_detached_was_last_seen_when_he_was_last_heard(
+    service: OnlineStatusService, clock: Clock
+) -> None:
+    session = online(service, clock.at(0))
+    service.handle_connection_lost(session, last_heard_ms=clock.at(20).ms, now=clock.at(25))
+    service.handle_user_offline(session, now=clock.at(40), reason="kicked")
+    assert service.get_user_status("kol_1").last_seen == WALL_S + 20
+
+
 def test_a_session_without_a_connection_lives_by_its_heartbeats(service: OnlineStatusService, clock: Clock) -> None:
     polling = service.handle_user_online("kol_1", "kol", now=clock.at(0))
     for second in range(30, 300, 30):
