@@ -91,6 +91,39 @@ def test_the_order_survives_ten_thousand_moves_and_keeps_no_more_than_twice_what
     assert len(view._items) == len(view._stamps) <= 2 * 100 + 32
 
 
+def test_the_newest_version_never_goes_back_not_even_when_its_item_is_dropped_and_tidied_away(
+    view: View[Item], counter: Counter
+) -> None:
+    assert view.newest == 0
+    for step in range(100):
+        change(view, counter, f"{step}")
+    for step in range(99, 0, -1):
+        item = view[f"{step}"]
+        view.drop(f"{step}", item.version)
+        item.version = UNLISTED
+        assert view.newest == 100
+    assert len(view._items) < 100
+
+
+@pytest.mark.parametrize("pattern", ["round", "few", "skewed"])
+def test_a_log_that_is_tidied_in_slices_answers_every_question_as_before(
+    view: View[Item], counter: Counter, pattern: str
+) -> None:
+    count = 2_000
+    for name in range(count):
+        change(view, counter, f"{name}")
+    latest = {f"{name}": name + 1 for name in range(count)}
+    for step in range(3 * count):
+        name = {"round": step % count, "few": step % 16, "skewed": (step * step) % count}[pattern]
+        change(view, counter, f"{name}")
+        latest[f"{name}"] = counter.version
+        if step % 97 == 0:
+            since = counter.version - step // 2
+            expected = sorted((name for name in latest if latest[name] > since), key=latest.__getitem__)
+            assert names(view.changes_since(since)) == expected
+    assert len(view._items) <= 2.1 * count + 32
+
+
 def test_one_who_changes_again_and_again_takes_one_place(view: View[Item], counter: Counter) -> None:
     change(view, counter, "b")
     for _ in range(1_000):
