@@ -591,6 +591,11 @@ class RawClient:
             except ConnectionResetError:
                 return b""
 
-    def is_open(self) -> bool:
-        """As far as we were told."""
-        return not self._reader.at_eof()
+    def reset(self) -> None:
+        """RST, at once."""
+        _reset_on_close(self._writer.get_extra_info("socket"))
+        self._writer.transport.abort()
+
+    def half_close(self) -> None:
+        """FIN: nothing more will be sent."""
+        self._writer.write_eof()
