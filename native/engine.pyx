@@ -189,6 +189,8 @@ cdef class Engine:
     cdef void disown(self, fp_handle handle) noexcept:
         cdef uint32_t slot = <uint32_t>handle
         cdef PyObject *owner
+        if fp_engine_conn(&self.engine, handle) == NULL:
+            return  # a stale handle: the slot may have another tenant
         if slot < self.held_capacity and self.held[slot] != NULL:
             owner = self.held[slot]
             self.held[slot] = NULL

@@ -16,7 +16,7 @@
 #define LISTENER UINT64_MAX
 
 static const char FULL[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n"
-                           "Content-Type: application/json\r\nContent-Length: 67\r\n\r\n"
+                           "Content-Type: application/json\r\nContent-Length: 69\r\n\r\n"
                            "{\"error\":{\"code\":\"unavailable\",\"message\":\"too many connections now\"}}";
 
 uint64_t fp_now_ms(void)
@@ -82,8 +82,7 @@ static void release(fp_engine *engine, fp_conn *conn)
     conn->touched = 0;
     engine->free_slots[engine->free_count++] = slot;
     engine->stats.connections--;
-    if (!engine->listening && engine->spare_fd >= 0)
-        watch_listener(engine, true);
+    watch_listener(engine, true);
 }
 
 /* An owner that waits for news hears that it is over; then the record goes. */
@@ -129,8 +128,6 @@ static bool gather(fp_engine *engine, fp_conn *conn, const struct iovec *parts, 
     size_t size = 0;
     for (unsigned i = 0; i < count; i++)
         size += parts[i].iov_len;
-    if (engine->arena_size + size > FP_ARENA_MAX)
-        fp_engine_send(engine); /* may leave a rest: see the caller */
     uint8_t *at = arena_room(engine, size);
     if (!at || !reserve((void **)&engine->pieces, &engine->piece_capacity, engine->piece_count + 1, sizeof(fp_piece)) ||
         !reserve((void **)&engine->touched, &engine->touched_capacity, engine->touched_count + 1, sizeof(uint32_t)))
@@ -167,6 +164,12 @@ static bool append_rest(fp_conn *conn, const struct iovec *parts, unsigned count
     size_t size = 0;
     for (unsigned i = 0; i < count; i++)
         size += parts[i].iov_len;
+    if (rest->size + size > rest->capacity && rest->done >= rest->size / 2) {
+        /* What was sent makes room: a reader that is never quite done costs what waits, not what went through. */
+        memmove(rest->data, rest->data + rest->done, rest->size - rest->done);
+        rest->size -= rest->done;
+        rest->done = 0;
+    }
     if (rest->size + size > rest->capacity) {
         size_t capacity = 2 * (rest->size + size);
         rest = realloc(rest, sizeof *rest + capacity);
@@ -264,12 +267,14 @@ void fp_engine_send(fp_engine *engine)
 
 static bool put(fp_engine *engine, fp_conn *conn, const struct iovec *parts, unsigned count, size_t bound)
 {
-    if (!conn->rest)
-        return gather(engine, conn, parts, count);
-    size_t size = conn->rest->size - conn->rest->done;
+    size_t size = 0;
     for (unsigned i = 0; i < count; i++)
         size += parts[i].iov_len;
-    return size <= bound && append_rest(conn, parts, count);
+    if (engine->arena_size + size > FP_ARENA_MAX)
+        fp_engine_send(engine); /* may leave a rest, which these bytes must not overtake */
+    if (!conn->rest)
+        return gather(engine, conn, parts, count);
+    return conn->rest->size - conn->rest->done + size <= bound && append_rest(conn, parts, count);
 }
 
 static bool put_frame(fp_engine *engine, fp_conn *conn, uint8_t opcode, const uint8_t *data, size_t size, size_t bound)
@@ -307,14 +312,27 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
     arm(engine, conn, engine->now_ms + (state == FP_LINGER && !conn->rest ? FP_LINGER_MS : FP_CLOSE_MS));
 }
 
+/* Our half of the stream ends once everything is written; for a while we wait for the other. */
+static void linger(fp_engine *engine, fp_conn *conn)
+{
+    conn->state = FP_LINGER;
+    conn->ending = 1;
+    drop_stream(conn);
+    if (!conn->rest && conn->pending == FP_NONE)
+        shutdown(conn->fd, SHUT_WR);
+    arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
+}
+
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 static void violate(fp_engine *engine, fp_conn *conn, uint16_t code, const char *reason)
 {
-    bool open = conn->state == FP_OPEN;
+    if (conn->state != FP_OPEN) { /* section 5.5.1: nothing follows the close frame that we sent */
+        linger(engine, conn);
+        return;
+    }
     put_close(engine, conn, code, reason, strlen(reason), FP_LINGER);
-    if (open)
-        engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_VIOLATION, code);
+    engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_VIOLATION, code);
 }
 
 /* False when the connection no longer takes frames. */
@@ -327,12 +345,7 @@ static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event
     uint16_t code;
     uint16_t wrong = fp_close_check(event->data, event->size, &code);
     if (conn->state == FP_CLOSING) { /* the answer to our own */
-        conn->state = FP_LINGER;
-        conn->ending = 1;
-        drop_stream(conn);
-        if (!conn->rest && conn->pending == FP_NONE)
-            shutdown(conn->fd, SHUT_WR);
-        arm(engine, conn, engine->now_ms + FP_LINGER_MS);
+        linger(engine, conn);
     } else if (wrong) {
         violate(engine, conn, wrong, "bad close frame");
     } else {
@@ -493,14 +506,14 @@ static void refuse(fp_engine *engine, int fd)
 /* Out of descriptors: the spare one answers the next in the queue, then the listener leaves the set until one is free. */
 static void refuse_with_spare(fp_engine *engine)
 {
+    watch_listener(engine, false);
     if (engine->spare_fd < 0)
-        return;
+        return; /* taken from us by somebody else: nobody can be told */
     close(engine->spare_fd);
     int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0)
         refuse(engine, fd);
     engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    watch_listener(engine, false);
 }
 
 static void accept_ready(fp_engine *engine)
@@ -595,8 +608,10 @@ void fp_engine_advance(fp_engine *engine)
             if (engine->conns[due[i]].state != FP_FREE)
                 run_out(engine, &engine->conns[due[i]]);
     } while (count == 256);
-    if (!engine->listening && engine->spare_fd >= 0)
-        watch_listener(engine, true); /* descriptors may have come free elsewhere */
+    /* Descriptors may have come free elsewhere. */
+    if (engine->spare_fd < 0)
+        engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    watch_listener(engine, true);
 }
 
 /* ---- decisions -------------------------------------------------------------------------------------------------- */
@@ -676,13 +691,8 @@ void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const u
 void fp_engine_finish(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
-    if (!conn || conn->state != FP_HTTP)
-        return;
-    conn->state = FP_LINGER;
-    conn->ending = 1;
-    if (!conn->rest && conn->pending == FP_NONE)
-        shutdown(conn->fd, SHUT_WR);
-    arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
+    if (conn && conn->state == FP_HTTP)
+        linger(engine, conn);
 }
 
 void fp_engine_abort(fp_engine *engine, fp_handle handle)

@@ -5,13 +5,14 @@
 
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fastpresence._native import engine as native
 from fastpresence._native.engine import Engine
-from fastpresence._native.framing import CLOSE, PING, Frame, Stream, build_masked
+from fastpresence._native.framing import CLOSE, PING, PONG, TEXT, Frame, Stream, build_masked
 
 KEY = b"\x12\x34\x56\x78"
 DEADLINE_S = 10.0
@@ -55,7 +56,17 @@ class Client:
         return len(data)
 
     def close(self) -> None:
+        self.ended = True
         self.socket.close()
+
+    def reset(self) -> None:
+        """Go without a word, and leave no port waiting."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def told(self, payload: bytes) -> int:
+        """How often this came in a text frame."""
+        return self.frames.count(Frame(TEXT, payload))
 
     @property
     def codes(self) -> list[int]:
@@ -92,7 +103,8 @@ class Rig:
     def turn(self, wait_s: float = 0.0) -> None:
         """What is ready on both sides."""
         reading = [client for client in self.clients if client.reading and not client.ended]
-        select.select([self.engine.fileno(), *[client.socket for client in reading]], [], [], wait_s)
+        sockets = [client.socket.fileno() for client in reading]
+        select.select([self.engine.fileno(), *sockets], [], [], wait_s)
         self.engine.run()
         self.engine.advance()
         for client in reading:
@@ -106,13 +118,16 @@ class Rig:
 
     def settle(self) -> None:
         """Until a ping and its pong have gone through every open connection: what was sent before has arrived."""
+        self.turn()
         waiting = [client for client in self.clients if client.reading and client.stream is not None]
         waiting = [client for client in waiting if not client.ended and not client.codes]
         for client in waiting:
             client.send_frame(PING, b"settled?")
-        self.until(lambda: all(client.frames and client.frames[-1].payload == b"settled?" for client in waiting))
+        pong = Frame(PONG, b"settled?")
+        self.until(lambda: all(client.ended or client.frames[-1:] == [pong] for client in waiting))
         for client in waiting:
-            client.frames.pop()
+            if not client.ended:
+                client.frames.pop()
 
     def connect(self, *, receive_buffer: int | None = None) -> Client:
         """A connection that has said something and still speaks HTTP."""
