@@ -14,7 +14,7 @@ subscribers is dropped. Bounds on watches and rooms are the caller's. Driven by 
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable
 
-from fastpresence.presence.roster import UNLISTED, Counter, Record, View
+from fastpresence.presence.roster import UNLISTED, Counter, Record, View, drop_share
 from fastpresence.presence.sessions import Now, Session
 
 __all__ = ["Audience", "Room", "RoomMember"]
@@ -196,7 +196,8 @@ class Audience:
         return self._subscribed_by.get(connection, ())
 
     def drop_expired(self, now_ms: int, limit: int) -> None:
-        """Forgets members who left longer ago than the retention, at most `limit` of them."""
+        """Forgets members who left longer ago than the retention: at most `limit`, and more of very many."""
+        limit += drop_share(len(self._left))
         while self._left and limit > 0:
             member, (drop_at_ms, room) = next(iter(self._left.items()))
             if drop_at_ms > now_ms:

@@ -186,8 +186,8 @@ class OnlineStatusService:
     def cleanup_expired_status(self, *, now: Now, limit: int = 1024) -> int:
         """Ends detached sessions whose time is up and drops what has been offline for the retention.
 
-        To be called about every 250 ms; cheap when nothing is due. At most `limit` of each kind, so that the expiry of
-        a crowd doesn't hold up the loop: when the answer, the number of ended sessions, is `limit`, call again soon.
+        To be called about every 250 ms; cheap when nothing is due. About `limit` of each kind, so that the expiry of a
+        crowd doesn't hold up the loop: when the answer, the number of ended sessions, is `limit`, call again soon.
         """
         expired = self._deadlines.expired(now.ms, limit)
         for session in expired:

@@ -280,6 +280,20 @@ def test_a_crowd_that_times_out_ends_in_portions(service: OnlineStatusService, c
     assert [service.cleanup_expired_status(now=clock.now, limit=10) for _ in range(4)] == [10, 10, 5, 0]
 
 
+def test_no_lasting_rate_of_leaving_outruns_the_dropping_of_the_offline(
+    service: OnlineStatusService, clock: Clock
+) -> None:
+    ticks, a_tick = RETENTION_MS // 250, 8
+    for tick in range(3 * ticks):
+        for number in range(a_tick):
+            session = service.handle_user_online(
+                f"user_{tick}_{number}", connection=Socket(), rooms=["r"], now=clock.now
+            )
+            service.handle_user_offline(session, now=clock.now)
+        service.cleanup_expired_status(now=clock.advance(250), limit=1)
+    assert len(service.roster.everyone) <= 1.1 * ticks * a_tick
+
+
 # Coming back, and several devices.
 
 
