@@ -63,7 +63,8 @@ def accept(
     if not request.upgrade or (request.header(b"upgrade") or "").lower() != "websocket":
         raise HttpError(426, "upgrade_required", "this path speaks WebSocket", (("Upgrade", "websocket"),))
     if request.header(b"sec-websocket-version") != "13":
-        raise HttpError(426, "bad_request", "Sec-WebSocket-Version: 13", (("Sec-WebSocket-Version", "13"),))
+        headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))  # RFC 9110, 15.5.22; RFC 6455, 4.4
+        raise HttpError(426, "upgrade_required", "Sec-WebSocket-Version: 13", headers)
     key = request.header(b"sec-websocket-key") or ""
     try:
         if len(key) != 24 or len(b64decode(key, validate=True)) != 16:

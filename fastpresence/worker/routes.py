@@ -128,8 +128,10 @@ class Routes:
 def _body(request: Request, kind: type[_T]) -> _T:
     """The request's JSON, checked. Raises HttpError 400 for no JSON, 422 with the field's name for a wrong one."""
     try:
-        return msgspec.json.decode(request.body, type=kind)
-    except msgspec.ValidationError as error:
-        raise HttpError(422, "bad_field", field_problem(error)) from None
+        try:
+            return msgspec.json.decode(request.body, type=kind)
+        except msgspec.ValidationError as error:
+            msgspec.json.decode(request.body)  # what stands behind the wrong field may be no JSON
+            raise HttpError(422, "bad_field", field_problem(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise HttpError(400, "bad_request", "the body is not JSON") from None
