@@ -591,6 +591,10 @@ class RawClient:
             except ConnectionResetError:
                 return b""
 
+    async def drain(self) -> None:
+        """Let what was sent go its way."""
+        await self._writer.drain()
+
     def reset(self) -> None:
         """RST, at once."""
         _reset_on_close(self._writer.get_extra_info("socket"))
