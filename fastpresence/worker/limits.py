@@ -19,8 +19,8 @@ class RateLimit:
 
     def __init__(self, rate: float, burst: int) -> None:
         self._period_ms = 1000 / rate
-        self._tolerance_ms = burst * self._period_ms
-        self._give_up_ms = 2 * self._tolerance_ms
+        self._tolerance_ms = (burst - 0.5) * self._period_ms  # half a frame of slack for what floats round away
+        self._give_up_ms = 2 * burst * self._period_ms
 
     def next(self, due_ms: float, now_ms: int) -> float:
         """The connection's new number for one more frame, or `REFUSED`: the number then moves by `charge`."""

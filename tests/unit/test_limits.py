@@ -1,0 +1,97 @@
+"""The rate limit: a burst at once, the rate in the long run, and an end to those who go on regardless."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastpresence.worker.limits import REFUSED, TOO_MUCH, RateLimit
+
+
+def send(limit: RateLimit, due_ms: float, now_ms: int, frames: int) -> tuple[float, int]:
+    """(new number, how many of so many frames at one moment were let through)."""
+    taken = 0
+    for _ in range(frames):
+        new = limit.next(due_ms, now_ms)
+        if new != REFUSED:
+            due_ms = new
+            taken += 1
+    return due_ms, taken
+
+
+def test_a_burst_is_let_through_at_once_and_not_one_frame_more() -> None:
+    assert send(RateLimit(50, 100), 0.0, 1_000_000, 500)[1] == 100
+
+
+def test_a_burst_of_one_is_one_frame_at_a_time() -> None:
+    limit = RateLimit(10, 1)
+    due_ms, taken = send(limit, 0.0, 1_000, 5)
+    assert taken == 1
+    assert limit.next(due_ms, 1_040) == REFUSED
+    assert limit.next(due_ms, 1_101) != REFUSED
+
+
+def test_after_a_burst_the_rate_is_what_there_is() -> None:
+    limit = RateLimit(50, 100)
+    due_ms, _ = send(limit, 0.0, 1_000_000, 500)
+    total = 0
+    for now_ms in range(1_000_000, 1_010_000, 5):
+        due_ms, taken = send(limit, due_ms, now_ms, 3)
+        total += taken
+    assert 499 <= total <= 501
+
+
+def test_a_quiet_while_earns_a_new_burst_and_no_more_than_that() -> None:
+    limit = RateLimit(50, 100)
+    due_ms, _ = send(limit, 0.0, 1_000_000, 500)
+    due_ms, taken = send(limit, due_ms, 1_002_001, 500)
+    assert taken == 100
+    _, taken = send(limit, due_ms, 9_000_000, 500)
+    assert taken == 100
+
+
+def test_heartbeats_are_never_refused() -> None:
+    limit = RateLimit(50, 100)
+    due_ms = 0.0
+    for now_ms in range(0, 3_600_000, 30_000):
+        due_ms = limit.next(due_ms, now_ms)
+        assert due_ms != REFUSED
+
+
+def test_a_refusal_costs_and_a_whole_burst_of_them_is_too_much() -> None:
+    limit = RateLimit(50, 100)
+    due_ms, _ = send(limit, 0.0, 1_000_000, 500)
+    refusals = 0
+    while True:
+        assert limit.next(due_ms, 1_000_000) == REFUSED
+        due_ms = limit.charge(due_ms, 1_000_000)
+        if due_ms == TOO_MUCH:
+            break
+        refusals += 1
+    assert 99 <= refusals <= 101
+
+
+def test_one_who_slows_down_after_a_refusal_is_forgiven() -> None:
+    limit = RateLimit(50, 100)
+    due_ms, _ = send(limit, 0.0, 1_000_000, 500)
+    for _ in range(50):
+        due_ms = limit.charge(due_ms, 1_000_000)
+    assert limit.next(due_ms, 1_001_100) != REFUSED
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0.5, 10_000),
+    st.integers(1, 1_000),
+    st.lists(st.tuples(st.integers(0, 5_000), st.integers(1, 50)), max_size=40),
+)
+def test_no_pattern_gets_more_than_burst_and_rate_together(
+    rate: float, burst: int, pattern: list[tuple[int, int]]
+) -> None:
+    limit = RateLimit(rate, burst)
+    start_ms = now_ms = 10_000_000
+    due_ms = 0.0
+    total = 0
+    for pause_ms, frames in pattern:
+        now_ms += pause_ms
+        due_ms, taken = send(limit, due_ms, now_ms, frames)
+        total += taken
+    assert total <= burst + rate * (now_ms - start_ms) / 1000 + 1
