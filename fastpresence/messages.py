@@ -21,7 +21,8 @@ DeviceId = Annotated[str, Meta(min_length=1, max_length=64)]
 UserIds = Annotated[list[UserId], Meta(min_length=1, max_length=1000)]
 RoomIds = Annotated[list[RoomId], Meta(min_length=1, max_length=1000)]
 Text = Annotated[str, Meta(min_length=1, max_length=8192)]
-Cursor = Annotated[str, Meta(max_length=256)]
+#: Any text: one that is no cursor of ours is answered with everything, never with an error.
+Cursor = str
 
 #: Entries in one frame of a snapshot, at most.
 SNAPSHOT_PAGE = 500
