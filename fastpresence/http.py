@@ -18,6 +18,8 @@ __all__ = ["HttpError", "Request", "RequestParser", "answer", "answer_error"]
 
 HEAD_MAX: Final = 16_384  #: bytes of request line and headers
 HEADERS_MAX: Final = 64
+#: Bytes on the wire for each byte of a chunked body, at most: chunks of one byte cost six.
+CHUNK_COST: Final = 8
 
 PHRASES: Final = {
     200: "OK",
@@ -112,6 +114,7 @@ class RequestParser:
         self._head_size = 0
         self._body: list[bytes] = []
         self._body_have = 0
+        self._behind_head = 0
         self._in_head = True
         self._current: Request | None = None
 
@@ -121,6 +124,8 @@ class RequestParser:
         if self._in_head:
             # Counted before parsing: what a head is made of does not matter, only that it ends in time.
             self._head_size += len(data)
+        else:
+            self._behind_head += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -133,6 +138,8 @@ class RequestParser:
             raise HttpError(400, "bad_request", "not a valid HTTP/1.1 request") from error
         if self._in_head and self._head_size > HEAD_MAX:
             raise HttpError(431, "bad_request", "request head too long")
+        if self._current is not None and self._behind_head > HEAD_MAX + CHUNK_COST * self._body_have:
+            raise HttpError(413, "too_large", "chunk heads or trailers too long")
         return self._done
 
     def _refuse(self, fault: HttpError) -> None:
@@ -155,6 +162,8 @@ class RequestParser:
         self._in_head = False
         if self._parser.get_http_version() != "1.1":
             self._refuse(HttpError(400, "bad_request", "HTTP/1.1 is spoken here"))
+        if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_MAX:
+            self._refuse(HttpError(431, "bad_request", "request head too long"))
         hosts = 0
         for name, value in self._headers:
             if name == b"host":
