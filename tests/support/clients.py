@@ -591,6 +591,10 @@ class RawClient:
             except ConnectionResetError:
                 return b""
 
+    def limit_receive_buffer(self, size: int) -> None:
+        """What the kernel takes for us while we don't read; asyncio itself takes some 128 KiB beside it."""
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
     async def drain(self) -> None:
         """Let what was sent go its way."""
         await self._writer.drain()
