@@ -164,15 +164,16 @@ def test_a_slow_newcomer_costs_one_page_and_gets_the_whole_snapshot_when_it_read
                     *[clients.online(f"kol_{n}", "kol", public=False) for n in range(begin, begin + 50)]
                 )
             token = server.token("slow")
-            async with RawClient.open(server) as raw:
-                raw.limit_receive_buffer(2048)
+            async with RawClient.open(server, receive_buffer=16_384) as raw:
                 raw.send(RawClient.upgrade_request(token))
                 assert (await raw.response())[0] == 101
+                raw.pause()
                 seeing = await clients.connect("seeing")
                 host = await clients.online("kol_late", "kol")
                 await seeing.sees("kol_late", "online")
                 await host.do("status_change", status="busy")
                 await seeing.sees("kol_late", "busy")
+                raw.resume()
                 text = b""
                 while b'"kol_late","user_type":"kol","status":"busy"' not in text:
                     opcode, payload = await raw.frame()

@@ -406,6 +406,7 @@ class Clients:
         query = "".join([f"&cursor={cursor}" if cursor else "", "" if public else "&public=0"]).lstrip("&")
         sock = socket.socket()
         try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so for sockets it made itself
             if receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             sock.setblocking(False)
@@ -483,9 +484,14 @@ class RawClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, server: Server) -> AsyncIterator[Self]:
-        """A connection, closed at the end of the block."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async def open(cls, server: Server, receive_buffer: int | None = None) -> AsyncIterator[Self]:
+        """A connection, closed at the end of the block. `receive_buffer`: the kernel's, in bytes."""
+        sock = socket.create_connection(("127.0.0.1", server.port), DEADLINE)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        reader, writer = await asyncio.open_connection(sock=sock)
         try:
             yield cls(reader, writer)
         finally:
@@ -591,9 +597,13 @@ class RawClient:
             except ConnectionResetError:
                 return b""
 
-    def limit_receive_buffer(self, size: int) -> None:
-        """What the kernel takes for us while we don't read; asyncio itself takes some 128 KiB beside it."""
-        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    def pause(self) -> None:
+        """Read no more from the socket."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume(self) -> None:
+        """Read again."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
 
     async def drain(self) -> None:
         """Let what was sent go its way."""
