@@ -54,9 +54,7 @@ class Origins:
         return parts.netloc == host.lower() or without_port in self._any_port
 
 
-def accept(
-    request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int
-) -> Accepted:
+def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int) -> Accepted:
     """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
     if request.method != "GET":
         raise HttpError(405, "bad_request", "the WebSocket is opened with GET", (("Allow", "GET"),))

@@ -282,14 +282,13 @@ class Peer:
             watched = service.audience.watches_of(self)
             self.scope = watch_scope(watched) if watched else None
         for room in frame.rooms or ():
-            if self.rooms is not None and room in self.rooms:
-                self._leave(room, now)
+            self._leave(room, now)
         self.ack(frame)
 
     def _leave(self, name: str, now: Now) -> None:
-        if self.rooms is None:
-            return
-        self.rooms.discard(name)
+        # Not only the rooms of this connection: its session may have inherited some from the one it superseded.
+        if self.rooms is not None:
+            self.rooms.discard(name)
         session = self.session if self.session is not None and self.session.phase is not Phase.GONE else None
         room = self.worker.service.leave_room(session, self, name, now=now)
         if room is not None and room.audience is not None:
