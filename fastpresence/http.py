@@ -102,8 +102,28 @@ class RequestParser:
     """Cuts requests out of one connection's bytes. After an `HttpError` or an upgrade it is of no more use."""
 
     def __init__(self, body_size: int) -> None:
+        self._cutter = _Cutter(body_size)
+        self._native = httptools.HttpRequestParser(self._cutter)
+
+    def feed(self, data: bytes) -> list[Request]:
+        """Take in bytes; returns the requests that they complete. Raises `HttpError`."""
+        return self._cutter.feed(self._native, data)
+
+
+class _Refused(Exception):
+    """Out of httptools, at once; the `HttpError` is kept by the cutter."""
+
+
+class _Cutter:
+    """What httptools calls back. It knows its parser only inside `feed`.
+
+    The parser holds it, and a cycle of the two would outlive a connection that was there for a while: the worker's full
+    collections are off.
+    """
+
+    def __init__(self, body_size: int) -> None:
         self._body_size = body_size
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = None
         self._done: list[Request] = []
         self._fault: HttpError | None = None
         self._begin()
@@ -118,67 +138,77 @@ class RequestParser:
         self._in_head = True
         self._current: Request | None = None
 
-    def feed(self, data: bytes) -> list[Request]:
-        """Take in bytes; returns the requests that they complete. Raises `HttpError`."""
+    def feed(self, parser: Any, data: bytes) -> list[Request]:
         self._done = []
         if self._in_head:
             # Counted before parsing: what a head is made of does not matter, only that it ends in time.
             self._head_size += len(data)
         else:
             self._behind_head += len(data)
+        self._parser = parser
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if self._done:
                 self._done[-1].upgrade = True
                 self._done[-1].after = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
-            raise (self._fault or HttpError(400, "bad_request", "not a valid request")) from error
+            raise self._take_fault() from error
         except httptools.HttpParserError as error:
             raise HttpError(400, "bad_request", "not a valid HTTP/1.1 request") from error
+        finally:
+            self._parser = None
         if self._in_head and self._head_size > HEAD_MAX:
             raise HttpError(431, "bad_request", "request head too long")
         if self._current is not None and self._behind_head > HEAD_MAX + CHUNK_COST * self._body_have:
             raise HttpError(413, "too_large", "chunk heads or trailers too long")
         return self._done
 
-    def _refuse(self, fault: HttpError) -> None:
-        self._fault = fault
-        raise fault
+    # The fault is neither kept nor a local of a frame that raises: a traceback holds its frames, and they hold us.
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._fault = HttpError(status, code, message)
+        raise _Refused
+
+    def _take_fault(self) -> HttpError:
+        fault, self._fault = self._fault, None
+        return fault or HttpError(400, "bad_request", "not a valid request")
 
     # Callbacks of httptools.
 
     def on_url(self, part: bytes) -> None:
         self._target += part
         if len(self._target) > HEAD_MAX:
-            self._refuse(HttpError(414, "bad_request", "request target too long"))
+            self._refuse(414, "bad_request", "request target too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer is no header (RFC 9110, section 6.5.1): no credential comes behind the body
         self._headers.append((name.lower(), value))
         if len(self._headers) > HEADERS_MAX:
-            self._refuse(HttpError(431, "bad_request", "too many headers"))
+            self._refuse(431, "bad_request", "too many headers")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._parser.get_http_version() != "1.1":
-            self._refuse(HttpError(400, "bad_request", "HTTP/1.1 is spoken here"))
+            self._refuse(400, "bad_request", "HTTP/1.1 is spoken here")
         if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_MAX:
-            self._refuse(HttpError(431, "bad_request", "request head too long"))
+            self._refuse(431, "bad_request", "request head too long")
         hosts = 0
         for name, value in self._headers:
             if name == b"host":
                 hosts += 1
             elif name == b"content-length" and (not value.isdigit() or int(value) > self._body_size):
-                self._refuse(HttpError(413, "too_large", f"body over {self._body_size} bytes"))
+                self._refuse(413, "too_large", f"body over {self._body_size} bytes")
         if hosts != 1:
-            self._refuse(HttpError(400, "bad_request", "one Host header is required"))
+            self._refuse(400, "bad_request", "one Host header is required")
         method = self._parser.get_method().decode("latin-1")
         self._current = Request(method, self._target, self._headers, self._parser.should_keep_alive())
 
     def on_body(self, part: bytes) -> None:
         self._body_have += len(part)
         if self._body_have > self._body_size:
-            self._refuse(HttpError(413, "too_large", f"body over {self._body_size} bytes"))
+            self._refuse(413, "too_large", f"body over {self._body_size} bytes")
         self._body.append(part)
 
     def on_message_complete(self) -> None:
