@@ -2,8 +2,8 @@
 
 Sans-IO: bytes in, structs out. A frame is four bytes of length (big-endian, unsigned) and one MessagePack map.
 
-    node:   Boot                                  Stop
-    worker:      Ready   Stats  Stats  Stats ...        (ends)
+    node:   Boot                 Reload                  Stop
+    worker:      Ready   Stats          Reloaded  Stats        (ends)
 
 Both ends come from the same installation and trust each other; what is checked is checked against a mix-up. Either
 end takes the other's end of file for its death. The deltas of the relay will join `LinkFrame` here. May import
@@ -19,7 +19,7 @@ from msgspec import Struct
 from fastpresence.errors import PeerError
 from fastpresence.settings import Settings
 
-__all__ = ["MAX_FRAME", "Boot", "FrameReader", "LinkFrame", "Ready", "Stats", "Stop", "encode"]
+__all__ = ["MAX_FRAME", "Boot", "FrameReader", "LinkFrame", "Ready", "Reload", "Reloaded", "Stats", "Stop", "encode"]
 
 #: Bytes of one frame: far above a whole roster's page, far below what a length gone wrong would ask for.
 MAX_FRAME: Final = 16 * 1024 * 1024
@@ -32,6 +32,22 @@ class Boot(Struct, tag="boot", frozen=True):
     settings: Settings
     worker: int  #: from 0; the label of logs and metrics
     listener_fd: int  #: inherited, listening, non-blocking; the node keeps it open as well
+    login_jwks: str | None = None  #: the text of `auth.login_jwks_file`: read and checked by the node
+
+
+class Reload(Struct, tag="reload", frozen=True):
+    """Node to worker: the settings were read again; take over what can be replaced in place."""
+
+    generation: int  #: how often they were read again, from 1
+    settings: Settings
+    login_jwks: str | None = None
+
+
+class Reloaded(Struct, tag="reloaded", frozen=True, gc=False):
+    """Worker to node, the answer to `Reload`."""
+
+    generation: int
+    problem: str | None = None  #: why everything is as it was
 
 
 class Ready(Struct, tag="ready", frozen=True, gc=False):
@@ -54,7 +70,7 @@ class Stats(Struct, tag="stats", frozen=True, gc=False):
     users: int  #: present ones
 
 
-LinkFrame = Boot | Ready | Stop | Stats
+LinkFrame = Boot | Ready | Reload | Reloaded | Stop | Stats
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(LinkFrame).decode

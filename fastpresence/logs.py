@@ -23,7 +23,7 @@ from functools import lru_cache
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal, TextIO
 
-__all__ = ["BUFFER", "Repeats", "event", "setup"]
+__all__ = ["BUFFER", "Repeats", "event", "set_level", "setup"]
 
 #: Records that may wait for a slow reader of the log: some 10 MB at worst.
 BUFFER: Final = 10_000
@@ -61,9 +61,8 @@ def setup(
     out = sys.stderr if stream is None else stream
     is_text = format == "text" or (format is None and out.isatty())
     handler = _Handler(_Drain(out, _text_line if is_text else _json_line, worker))
-    root, ours = logging.getLogger(), logging.getLogger(_ROOT)
-    ours.setLevel(level.upper())
-    root.setLevel(max(logging.WARNING, ours.level))
+    root = logging.getLogger()
+    set_level(level)
     root.addHandler(handler)
     # None of these is ever printed; looking them up costs more than the rest of the record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -74,6 +73,13 @@ def setup(
         handler.drain.stop()
 
     return stop
+
+
+def set_level(level: str) -> None:
+    """Change what `setup` was told, while it runs."""
+    ours = logging.getLogger(_ROOT)
+    ours.setLevel(level.upper())
+    logging.getLogger().setLevel(max(logging.WARNING, ours.level))
 
 
 class Repeats:

@@ -33,12 +33,15 @@ __all__ = [
     "Settings",
     "TokenKey",
     "available_cores",
+    "changed",
     "check",
     "check_start",
     "connection_limit",
     "database_url",
     "load",
+    "login_jwks",
     "masked",
+    "reloaded",
     "state_directory",
     "types",
 ]
@@ -55,6 +58,24 @@ SECRETS: Final = frozenset(
 MIN_SECRET: Final = 16
 #: Descriptors of a process that are no client's: listener, link, epoll sets, log, database, a spare to answer 503.
 RESERVED_DESCRIPTORS: Final = 64
+#: Bytes of a JWKS file; a provider's have some thousands.
+MAX_JWKS: Final = 1_048_576
+#: What a running worker can replace (SIGHUP). Everything else is as it was until the next start.
+RELOADABLE: Final = frozenset(
+    {
+        "server.public_url",
+        "server.allowed_origins",
+        "server.tls_cert",
+        "server.tls_key",
+        "server.drain_time",
+        "auth.token_keys",
+        "auth.api_keys",
+        "auth.login_keys",
+        "auth.login_jwks_file",
+        "auth.login_audience",
+        "log.level",
+    }
+)
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -107,6 +128,7 @@ class AuthSettings(_Section, frozen=True):
     api_keys: tuple[Secret, ...] = ()
     login_keys: tuple[Secret, ...] = ()  #: the application's own: secrets or PEM public keys
     login_jwks_file: FilePath | None = None
+    login_audience: Name | None = None  #: must be among a login token's `aud`; None: a token with `aud` is not for us
 
 
 class PresenceSettings(_Section, frozen=True):
@@ -243,6 +265,43 @@ def check_start(settings: Settings) -> list[str]:
     if settings.server.trusted_proxies:
         warnings.append("server.trusted_proxies is set, but this version does not look at X-Forwarded-For yet")
     return warnings
+
+
+def login_jwks(auth: AuthSettings) -> str | None:
+    """The text of the application's JWKS file; None when there is none. Raises StartError."""
+    if auth.login_jwks_file is None:
+        return None
+    try:
+        with open(auth.login_jwks_file, "rb") as file:
+            data = file.read(MAX_JWKS + 1)
+        if len(data) > MAX_JWKS:
+            raise StartError(f"auth.login_jwks_file: {auth.login_jwks_file} is over {MAX_JWKS} bytes")
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise StartError(f"auth.login_jwks_file: {auth.login_jwks_file} cannot be read: {reason}") from None
+
+
+def changed(old: Settings, new: Settings) -> list[str]:
+    """The names of the settings that differ."""
+    return [key for key in types() if _value(old, key) != _value(new, key)]
+
+
+def reloaded(running: Settings, wanted: Settings) -> Settings:
+    """`running` with what can be replaced without a restart taken from `wanted`."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key in RELOADABLE:
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = _value(wanted, key)
+    return msgspec.structs.replace(
+        running,
+        **{name: msgspec.structs.replace(getattr(running, name), **values) for name, values in sections.items()},
+    )
+
+
+def _value(settings: Settings, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section), name)
 
 
 def available_cores() -> int:

@@ -1,6 +1,6 @@
 """The worker process: its loop, its listener, its link to the node.
 
-    node --Boot--> Worker, Ready --> ... Stats ... --Stop--> drain --> end
+    node --Boot--> Worker, Ready --> ... Stats, Reload, Reloaded ... --Stop--> drain --> end
 
 A worker that loses its link ends at once: nobody would start it again or hold its port.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 import uvloop
 
 from fastpresence.errors import PeerError
-from fastpresence.link import Boot, FrameReader, Ready, Stats, Stop, encode
+from fastpresence.link import Boot, FrameReader, Ready, Reload, Reloaded, Stats, Stop, encode
 from fastpresence.logs import setup
 from fastpresence.worker.drain import drain
 from fastpresence.worker.worker import Worker
@@ -41,7 +41,7 @@ async def serve(link: socket.socket) -> None:
         raise PeerError("the node's first word was no Boot")
     stop_logs = setup(boot.settings.log.level, boot.settings.log.format, worker=boot.worker)
     try:
-        worker = Worker(boot.settings, boot.worker, loop)
+        worker = Worker(boot.settings, boot.worker, loop, login_jwks=boot.login_jwks)
         # Full collections would stop the loop for as long as all peers together take to visit; peers make no cycles.
         gc.collect()
         gc.freeze()
@@ -57,6 +57,8 @@ async def serve(link: socket.socket) -> None:
                     if isinstance(frame, Stop):
                         await drain(worker, frame.drain_time)
                         return
+                    if isinstance(frame, Reload):
+                        await loop.sock_sendall(link, encode(_reload(worker, frame)))
                 data = await loop.sock_recv(link, 65_536)
                 if not data:
                     return  # the node is gone: nobody would start us again or hold our port
@@ -67,6 +69,14 @@ async def serve(link: socket.socket) -> None:
             worker.engine.close_all()
     finally:
         stop_logs()
+
+
+def _reload(worker: Worker, frame: Reload) -> Reloaded:
+    try:
+        worker.reload(frame.settings, frame.login_jwks)
+    except Exception as error:  # whatever it was: the old settings are in force, and connections are alive
+        return Reloaded(frame.generation, str(error) or type(error).__name__)
+    return Reloaded(frame.generation)
 
 
 async def _tell_stats(worker: Worker, link: socket.socket) -> None:

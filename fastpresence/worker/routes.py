@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fastpresence.codec import field_problem
 from fastpresence.errors import TokenError
@@ -16,7 +16,7 @@ from fastpresence.http import HttpError, Request
 from fastpresence.messages import RoomId, UserId, UserIds
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.settings import Settings
-from fastpresence.tokens import ApiKeys, TokenKeys
+from fastpresence.tokens import ApiKeys, LoginClaims, LoginKeys, TokenKeys
 
 __all__ = ["BASE", "WEBSOCKET", "Routes"]
 
@@ -31,7 +31,7 @@ class TokenRequest(Struct, frozen=True):
 
     user_id: UserId
     room_id: RoomId | None = None
-    user_type: str = "user"
+    user_type: str | UnsetType = UNSET
     expire_time: Annotated[int, Meta(ge=1, le=86_400)] = 3600  #: seconds
 
 
@@ -44,16 +44,28 @@ class Query(Struct, frozen=True):
 class Routes:
     """What the public port answers besides the WebSocket. One for a worker."""
 
-    def __init__(self, settings: Settings, service: OnlineStatusService, keys: TokenKeys, api_keys: ApiKeys) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        service: OnlineStatusService,
+        keys: TokenKeys,
+        api_keys: ApiKeys,
+        login_keys: LoginKeys | None = None,
+    ) -> None:
         self._service = service
-        self._keys = keys
-        self._api_keys = api_keys
+        self.renew(settings, keys, api_keys, login_keys)
         self._table: dict[tuple[str, str], Callable[[Request, int], Any]] = {
             ("POST", "rts-token"): self._rts_token,
             ("POST", "query"): self._query,
         }
         self._paths = {path for _, path in self._table}
+
+    def renew(self, settings: Settings, keys: TokenKeys, api_keys: ApiKeys, login_keys: LoginKeys | None) -> None:
+        """From now on, these."""
+        self._settings = settings
+        self._keys = keys
+        self._api_keys = api_keys
+        self._login_keys = login_keys
 
     def handle(self, request: Request, now: int) -> Any:
         """The answer's JSON to a request that is no upgrade. `now`: Unix epoch, seconds. Raises HttpError."""
@@ -84,23 +96,42 @@ class Routes:
             raise HttpError(401, "unauthorized", str(error)) from None
 
     def _rts_token(self, request: Request, now: int) -> Any:
-        credential = request.bearer()
-        if credential is None or not self._api_keys.contains(credential):
-            raise HttpError(401, "unauthorized", "Authorization: Bearer and an API key is required")
+        login = self._login(request, now)
         asked = _body(request, TokenRequest)
-        if asked.user_type not in self._settings.presence.user_types:
-            raise HttpError(422, "bad_field", "user_type: not one of presence.user_types")
+        user_types = self._settings.presence.user_types
+        if login is not None:
+            user_type = _allowed(asked, login)
+            if user_type not in user_types:
+                raise HttpError(403, "forbidden", "user_type: the login token's is not one of presence.user_types")
+        else:
+            user_type = "user" if asked.user_type is UNSET else asked.user_type
+            if user_type not in user_types:
+                raise HttpError(422, "bad_field", "user_type: not one of presence.user_types")
         token, expires_at = self._keys.issue(
-            asked.user_id, asked.user_type, room=asked.room_id, expire_time=asked.expire_time, now=now
+            asked.user_id, user_type, room=asked.room_id, expire_time=asked.expire_time, now=now
         )
         return {
             "user_id": asked.user_id,
-            "user_type": asked.user_type,
+            "user_type": user_type,
             "room_id": asked.room_id,
             "signature": token,
             "expires_at": expires_at,
             "ws_url": self._ws_url(request),
         }
+
+    def _login(self, request: Request, now: int) -> LoginClaims | None:
+        """What the application says of its user; None for the application itself. Raises HttpError 401."""
+        credential = request.bearer()
+        if credential is not None:
+            if self._api_keys.contains(credential):
+                return None
+            if self._login_keys:
+                try:
+                    return self._login_keys.verify(credential, now=now)
+                except TokenError as error:
+                    raise HttpError(401, "unauthorized", str(error)) from None
+        needed = "an API key or a login token" if self._login_keys else "an API key"
+        raise HttpError(401, "unauthorized", f"Authorization: Bearer and {needed} is required")
 
     def _ws_url(self, request: Request) -> str:
         public = self._settings.server.public_url
@@ -123,6 +154,17 @@ class Routes:
         except msgspec.ValidationError:
             raise HttpError(422, "bad_field", "user_id: 1 to 128 characters of A-Z a-z 0-9 _ . : @ -") from None
         return self._service.get_user_status(user_id)
+
+
+def _allowed(asked: TokenRequest, login: LoginClaims) -> str:
+    """The user type that a login token gives who asks with it. Raises HttpError 403 for what it does not allow."""
+    if asked.user_id != login.user_id:
+        raise HttpError(403, "forbidden", "user_id: the login token is another user's")
+    if asked.user_type is not UNSET and asked.user_type != login.user_type:
+        raise HttpError(403, "forbidden", "user_type: the login token says another")
+    if asked.room_id is not None and not login.may_join(asked.room_id):
+        raise HttpError(403, "forbidden", "room_id: not among the login token's rooms")
+    return login.user_type
 
 
 def _body(request: Request, kind: type[_T]) -> _T:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from fastpresence._native import engine as native
@@ -18,14 +18,14 @@ from fastpresence._native.engine import Engine
 from fastpresence._native.wheel import Wheel
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
-from fastpresence.logs import Repeats, event
+from fastpresence.logs import Repeats, event, set_level
 from fastpresence.messages import SNAPSHOT_PAGE, HeartbeatAck, Message, StatusEntry, UserOnlineStatus
 from fastpresence.presence.audience import Room
 from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor, room_scope
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
-from fastpresence.settings import Settings, connection_limit
-from fastpresence.tokens import ApiKeys, TokenKeys
+from fastpresence.settings import ServerSettings, Settings, connection_limit, reloaded
+from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
 from fastpresence.worker.limits import RateLimit
@@ -55,7 +55,9 @@ class HttpClient:
 class Worker:
     """What all peers of one process share, and the turn of its loop."""
 
-    def __init__(self, settings: Settings, number: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, settings: Settings, number: int, loop: asyncio.AbstractEventLoop, *, login_jwks: str | None = None
+    ) -> None:
         self.settings = settings
         self.number = number
         self.loop = loop
@@ -95,15 +97,32 @@ class Worker:
         )
         self.pager = Pager(loop, self.engine, self.service, epoch=self.epoch, public_audience=public_audience)
         api_keys = ApiKeys(settings.auth.api_keys)
-        self._routes = Routes(settings, self.service, self.keys, api_keys)
+        login_keys = LoginKeys(settings.auth, login_jwks)
+        self._routes = Routes(settings, self.service, self.keys, api_keys, login_keys)
         self._origins = Origins(settings.server.allowed_origins)
         self._tokens = Wheel(tick_ms=TICK_MS, now_ms=time.monotonic_ns() // 1_000_000)
         self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
         self._ack_second = -1
         self._repeats = Repeats(REPEAT_S)
         self.draining = False
+        #: Takes over renewed certificates; raises StartError when it can't.
+        self.on_reload_tls: Callable[[ServerSettings], None] | None = None
         self.errors: dict[str, int] = {}
         self._empty_rooms: list[Room] = []
+
+    def reload(self, settings: Settings, login_jwks: str | None) -> None:
+        """Take over what can be replaced in place; connections stay as they are.
+
+        All or nothing. Raises what a start would raise for settings that it could not use.
+        """
+        settings = reloaded(self.settings, settings)
+        auth, server = settings.auth, settings.server
+        keys, login_keys = TokenKeys(auth.token_keys), LoginKeys(auth, login_jwks)
+        if self.on_reload_tls is not None:
+            self.on_reload_tls(server)
+        self.settings, self.keys, self._origins = settings, keys, Origins(server.allowed_origins)
+        self._routes.renew(settings, keys, ApiKeys(auth.api_keys), login_keys)
+        set_level(settings.log.level)
 
     @staticmethod
     def now() -> Now:
