@@ -35,10 +35,13 @@ Event = dict[str, Any]
 class Server:
     """One running `fastpresence serve`. Settings are named `section.key`.
 
-    The default is thirty times as fast as the protocol's: beats every second, silence for 2 s is the end.
+    The default is thirty times as fast as the protocol's: beats every second, silence for 2 s is the end. `python` and
+    `cwd`: which installation is run, and where.
     """
 
-    def __init__(self, settings: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, settings: dict[str, object] | None = None, *, python: str = sys.executable, cwd: Path = ROOT
+    ) -> None:
         given: dict[str, object] = {
             "server.host": "127.0.0.1",
             "server.drain_time": 2,
@@ -77,7 +80,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            cwd=ROOT,
+            cwd=cwd,
             env={**clean, **env},
         )
         self._reader = threading.Thread(target=self._read, name="server log", daemon=True)
