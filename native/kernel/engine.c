@@ -371,11 +371,13 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
         fp_result result = fp_stream_next(stream, &engine->config.limits, &data, &size, &event);
         if (result == FP_MESSAGE) {
             heard = true;
+            conn->heard_ms = engine->now_ms; /* now: the end that this read may bring is told with it */
             engine->stats.frames_received++;
             if (conn->state == FP_OPEN)
                 engine->hooks.message(engine->hooks.context, handle, event.opcode, event.data, event.size);
         } else if (result == FP_CONTROL) {
             heard = true;
+            conn->heard_ms = engine->now_ms;
             if (!take_control(engine, conn, &event))
                 break;
         } else if (result == FP_ROOM) {
@@ -399,11 +401,8 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
             free(local.buffer);
         return;
     }
-    if (heard && conn->state == FP_OPEN) {
-        conn->heard_ms = engine->now_ms;
-        if (!conn->rest)
-            arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
-    }
+    if (heard && conn->state == FP_OPEN && !conn->rest)
+        arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
     if (fp_stream_idle(stream)) {
         if (stream == &local)
             free(local.buffer);

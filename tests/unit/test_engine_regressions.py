@@ -2,12 +2,24 @@
 
 import contextlib
 import gc
+import time
+from collections.abc import Iterator
 
 import pytest
 
+from fastpresence._native.engine import ENDED
+from fastpresence._native.framing import CLOSE, TEXT, build_masked
 from fastpresence.http import HttpError, RequestParser
+from tests.support.engine import KEY, Rig
 
 CHUNKED = b"POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.end()
 
 
 @pytest.mark.parametrize(
@@ -40,3 +52,23 @@ def test_a_trailer_is_no_header_and_brings_no_credential() -> None:
     [request] = RequestParser(1_000).feed(CHUNKED + b"2\r\n{}\r\n0\r\nAuthorization: Bearer key\r\n\r\n")
     assert request.body == b"{}"
     assert request.bearer() is None
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        build_masked(CLOSE, (1001).to_bytes(2, "big"), KEY),
+        build_masked(TEXT, b"beat", KEY) + build_masked(CLOSE, b"", KEY),
+        build_masked(TEXT, b"beat", KEY) + b"\xff\xff",
+    ],
+    ids=["close", "message and close", "message and violation"],
+)
+def test_a_frame_that_comes_with_the_end_is_the_last_sign_of_life(rig: Rig, last: bytes) -> None:
+    # Else the session's grace would be counted from the frame before it: next to none for one who beats seldom.
+    client = rig.open()
+    time.sleep(0.05)
+    sent_ms = time.monotonic_ns() // 1_000_000
+    client.send(last)
+    rig.until(lambda: rig.of(ENDED))
+    [(_, _, (_, heard_ms))] = rig.of(ENDED)
+    assert heard_ms >= sent_ms
