@@ -140,6 +140,7 @@ cdef class Engine:
     cdef uint32_t held_capacity
     cdef fp_job *jobs
     cdef object flushing  # keeps the frames of the running flush alive
+    cdef bint born        # `engine` holds something: descriptor 0 is not ours before that
 
     def __cinit__(self, on_batch, *, uint32_t heartbeat_timeout_ms=60_000, uint32_t connect_timeout_ms=10_000,
                   uint32_t lag_time_ms=30_000, uint64_t frame_size=65536, uint64_t message_size=65536,
@@ -163,13 +164,15 @@ cdef class Engine:
         hooks.drained = on_drained
         self.on_batch = on_batch
         self.batch = []
+        self.born = True
         cdef int error = fp_engine_init(&self.engine, &config, &hooks)
         if error:
             raise OSError(-error, os.strerror(-error))
 
     def __dealloc__(self):
         self.forget_owners()
-        fp_engine_free(&self.engine)
+        if self.born:
+            fp_engine_free(&self.engine)
         free(self.held)
         free(self.jobs)
 

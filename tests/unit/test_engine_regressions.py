@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -72,3 +74,16 @@ def test_a_frame_that_comes_with_the_end_is_the_last_sign_of_life(rig: Rig, last
     rig.until(lambda: rig.of(ENDED))
     [(_, _, (_, heard_ms))] = rig.of(ENDED)
     assert heard_ms >= sent_ms
+
+
+def test_an_engine_that_could_not_be_made_closes_no_descriptor_of_others() -> None:
+    program = """
+import os
+from fastpresence._native.engine import Engine
+try:
+    Engine(print, no_such_setting=1)
+except TypeError:
+    pass
+os.fstat(0)
+"""
+    subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, check=True, timeout=60)
