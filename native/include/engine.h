@@ -89,6 +89,7 @@ typedef struct {
 typedef struct {
     uint32_t *members; /* indices of memberships, dense */
     uint32_t count, capacity;
+    uint32_t next;     /* of the free list, while it is not used */
     int32_t job;       /* in the running flush, -1: none */
     bool used;
 } fp_audience;
@@ -154,7 +155,7 @@ typedef struct {
     uint32_t touched_count, touched_capacity;
     /* Audiences and the running flush (audience.c). */
     fp_audience *audiences;
-    uint32_t audience_count;
+    uint32_t audience_count, audience_capacity, free_audience;
     fp_member *members;
     uint32_t member_capacity, free_member;
     fp_job *jobs;

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { FP_FIRST_MEMBERS = 4, CHECK_EVERY = 16 }; /* recipients between two looks at the clock */
+enum { FP_FIRST_AUDIENCES = 8, FP_FIRST_MEMBERS = 4, CHECK_EVERY = 16 }; /* recipients between two looks at the clock */
 
 static uint32_t take_member(fp_engine *engine)
 {
@@ -39,15 +39,19 @@ static void drop_member(fp_engine *engine, uint32_t member)
 
 uint32_t fp_audience_new(fp_engine *engine)
 {
-    uint32_t number = 0;
-    while (number < engine->audience_count && engine->audiences[number].used)
-        number++;
-    if (number == engine->audience_count) {
-        fp_audience *audiences = realloc(engine->audiences, (number + 1) * sizeof *audiences);
-        if (!audiences)
-            return FP_NONE;
-        engine->audiences = audiences;
-        engine->audience_count++;
+    uint32_t number = engine->free_audience;
+    if (number != FP_NONE) {
+        engine->free_audience = engine->audiences[number].next;
+    } else {
+        if (engine->audience_count == engine->audience_capacity) {
+            uint32_t capacity = engine->audience_capacity ? engine->audience_capacity * 2 : FP_FIRST_AUDIENCES;
+            fp_audience *audiences = realloc(engine->audiences, capacity * sizeof *audiences);
+            if (!audiences)
+                return FP_NONE;
+            engine->audiences = audiences;
+            engine->audience_capacity = capacity;
+        }
+        number = engine->audience_count++;
     }
     engine->audiences[number] = (fp_audience){.job = -1, .used = true};
     return number;
@@ -55,7 +59,7 @@ uint32_t fp_audience_new(fp_engine *engine)
 
 bool fp_audience_free(fp_engine *engine, uint32_t number)
 {
-    if (number >= engine->audience_count)
+    if (number >= engine->audience_count || !engine->audiences[number].used)
         return true;
     fp_audience *audience = &engine->audiences[number];
     if (audience->job >= 0)
@@ -65,7 +69,8 @@ bool fp_audience_free(fp_engine *engine, uint32_t number)
         fp_audience_leave(engine, fp_engine_handle(engine, &engine->conns[conn]), number);
     }
     free(audience->members);
-    *audience = (fp_audience){.job = -1};
+    *audience = (fp_audience){.job = -1, .next = engine->free_audience};
+    engine->free_audience = number;
     return true;
 }
 

@@ -716,7 +716,7 @@ int fp_engine_init(fp_engine *engine, const fp_config *config, const fp_hooks *h
     engine->config = *config;
     engine->hooks = *hooks;
     engine->listener = engine->spare_fd = -1;
-    engine->free_member = FP_NONE;
+    engine->free_member = engine->free_audience = FP_NONE;
     engine->now_ms = fp_now_ms();
     engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (engine->epoll_fd < 0)
@@ -770,4 +770,5 @@ void fp_engine_free(fp_engine *engine)
     free(engine->members);
     memset(engine, 0, sizeof *engine);
     engine->epoll_fd = engine->listener = engine->spare_fd = -1;
+    engine->free_member = engine->free_audience = FP_NONE;
 }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastpresence._native.engine import ENDED
+from fastpresence._native.engine import ENDED, Engine
 from fastpresence._native.framing import CLOSE, TEXT, build_masked
 from fastpresence.http import HttpError, RequestParser
 from tests.support.engine import KEY, Rig
@@ -87,3 +87,27 @@ except TypeError:
 os.fstat(0)
 """
     subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+
+def test_a_new_audience_costs_the_same_among_many() -> None:
+    engine = Engine(lambda batch: None)
+
+    def cost_us(count: int = 300) -> float:
+        began_s = time.perf_counter()
+        for _ in range(count):
+            engine.new_audience()
+        return (time.perf_counter() - began_s) / count * 1e6
+
+    few = min(cost_us() for _ in range(3))
+    numbers = [engine.new_audience() for _ in range(100_000)]
+    assert len(set(numbers)) == len(numbers)
+    many = min(cost_us() for _ in range(3))
+    assert many < 10 * few + 5  # a walk over 100,000 took 60 us
+
+    # What was given back is used first, each number once.
+    for number in numbers[:3]:
+        assert engine.free_audience(number)
+        assert engine.free_audience(number)
+    assert sorted(engine.new_audience() for _ in range(3)) == sorted(numbers[:3])
+    engine.close_all()
+    assert engine.new_audience() == 0
