@@ -77,10 +77,13 @@ class Request:
                 return value.decode("latin-1")
         return None
 
+    def values(self, name: bytes) -> list[str]:
+        """Every value of a header that may come several times."""
+        return [value.decode("latin-1") for key, value in self.headers if key == name]
+
     def all(self, name: bytes) -> list[str]:
-        """Every value of a header that may come several times, split at its commas."""
-        values = [value.decode("latin-1") for key, value in self.headers if key == name]
-        return [item.strip() for value in values for item in value.split(",") if item.strip()]
+        """The same, split at their commas."""
+        return [item.strip() for value in self.values(name) for item in value.split(",") if item.strip()]
 
     def query(self) -> dict[str, str]:
         """The query's parameters; of a name that comes twice the last."""

@@ -13,8 +13,17 @@ cimport cython
 import os
 import socket
 
+cdef extern from "stdbool.h" nogil:
+    ctypedef bint c_bool "bool"
+
+cdef extern from "sys/uio.h" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
 cdef extern from "engine.h" nogil:
     enum:
+        FP_COMPRESSED
         FP_VARIANTS
         FP_ARENA_MAX
         FP_NONE
@@ -42,7 +51,10 @@ cdef extern from "engine.h" nogil:
         void (*request)(void *, fp_handle, const uint8_t *, size_t) noexcept
         void (*message)(void *, fp_handle, uint8_t, const uint8_t *, size_t) noexcept
         void (*ended)(void *, fp_handle, fp_end, uint16_t) noexcept
-        void (*drained)(void *, fp_handle, bint, uint64_t) noexcept
+        void (*drained)(void *, fp_handle, c_bool, uint64_t) noexcept
+        void (*carry)(void *, fp_handle, const iovec *, unsigned) noexcept
+        void (*carry_end)(void *, fp_handle) noexcept
+        void (*carry_cut)(void *, fp_handle) noexcept
     ctypedef struct fp_config:
         fp_limits limits
         uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections
@@ -65,15 +77,20 @@ cdef extern from "engine.h" nogil:
     int fp_engine_poll(fp_engine *)
     void fp_engine_advance(fp_engine *)
     void fp_engine_send(fp_engine *)
-    void fp_engine_upgrade(fp_engine *, fp_handle, bint, uint8_t, const uint8_t *, size_t)
+    void fp_engine_upgrade(fp_engine *, fp_handle, bint, bint, uint8_t, const uint8_t *, size_t)
     bint fp_engine_write(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
-    bint fp_engine_answer(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
+    bint fp_engine_answer(fp_engine *, fp_handle, const uint8_t *, size_t, bint, size_t)
     bint fp_engine_tell(fp_engine *, fp_handle, const uint8_t *, size_t)
     void fp_engine_caught_up(fp_engine *, fp_handle)
     void fp_engine_close(fp_engine *, fp_handle, uint16_t, const uint8_t *, size_t)
     void fp_engine_finish(fp_engine *, fp_handle)
     void fp_engine_abort(fp_engine *, fp_handle)
     void fp_engine_await_request(fp_engine *, fp_handle)
+    bint fp_engine_adopt(fp_engine *, fp_handle *)
+    void fp_engine_feed(fp_engine *, fp_handle, const uint8_t *, size_t)
+    void fp_engine_full(fp_engine *, fp_handle)
+    void fp_engine_drained(fp_engine *, fp_handle)
+    void fp_engine_lost(fp_engine *, fp_handle)
     fp_conn *fp_engine_conn(fp_engine *, fp_handle)
 
 cdef extern from "audience.h" nogil:
@@ -85,11 +102,12 @@ cdef extern from "audience.h" nogil:
     bint fp_flush_step(fp_engine *, uint32_t)
 
 # Kinds of events, first in each tuple of a batch.
-REQUEST, TEXT, BINARY, ENDED, DRAINED = 0, 1, 2, 3, 4
+REQUEST, TEXT, BINARY, ENDED, DRAINED, DEFLATED_TEXT, DEFLATED_BINARY = 0, 1, 2, 3, 4, 5, 6
 # How a connection ended: fp_end.
 LOST, CLOSED, VIOLATION, SILENT, LAGGED, UNFINISHED = 0, 1, 2, 3, 4, 5
 
 cdef object _REQUEST = REQUEST, _TEXT = TEXT, _BINARY = BINARY, _ENDED = ENDED, _DRAINED = DRAINED
+cdef object _DEFLATED_TEXT = DEFLATED_TEXT, _DEFLATED_BINARY = DEFLATED_BINARY
 
 cdef enum:
     OP_TEXT = 1
@@ -102,8 +120,10 @@ cdef void on_request(void *context, fp_handle handle, const uint8_t *data, size_
 
 cdef void on_message(void *context, fp_handle handle, uint8_t opcode, const uint8_t *data, size_t size) noexcept:
     cdef Engine engine = <Engine>context
-    engine.batch.append((_TEXT if opcode == OP_TEXT else _BINARY, engine.who(handle), handle,
-                         PyBytes_FromStringAndSize(<const char *>data, size)))
+    kind = _TEXT if opcode == OP_TEXT else _BINARY
+    if opcode & FP_COMPRESSED:
+        kind = _DEFLATED_TEXT if opcode == OP_TEXT | FP_COMPRESSED else _DEFLATED_BINARY
+    engine.batch.append((kind, engine.who(handle), handle, PyBytes_FromStringAndSize(<const char *>data, size)))
 
 
 cdef void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code) noexcept:
@@ -114,9 +134,32 @@ cdef void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code) n
     engine.disown(handle)
 
 
-cdef void on_drained(void *context, fp_handle handle, bint missed, uint64_t missed_from) noexcept:
+cdef void on_drained(void *context, fp_handle handle, c_bool missed, uint64_t missed_from) noexcept:
     cdef Engine engine = <Engine>context
     engine.batch.append((_DRAINED, engine.who(handle), handle, missed_from if missed else None))
+
+
+cdef void on_carry(void *context, fp_handle handle, const iovec *pieces, unsigned count) noexcept:
+    cdef Engine engine = <Engine>context
+    cdef unsigned i
+    carrier = engine.carriers.get(handle)
+    if carrier is not None:
+        carrier.write(b"".join([PyBytes_FromStringAndSize(<const char *>pieces[i].iov_base, pieces[i].iov_len)
+                                for i in range(count)]))
+
+
+cdef void on_carry_end(void *context, fp_handle handle) noexcept:
+    cdef Engine engine = <Engine>context
+    carrier = engine.carriers.get(handle)
+    if carrier is not None:
+        carrier.end()
+
+
+cdef void on_carry_cut(void *context, fp_handle handle) noexcept:
+    cdef Engine engine = <Engine>context
+    carrier = engine.carriers.pop(handle, None)
+    if carrier is not None:
+        carrier.cut()
 
 
 @cython.final
@@ -127,6 +170,7 @@ cdef class Engine:
 
         (REQUEST, owner, handle, bytes)            of a connection that is not upgraded yet
         (TEXT or BINARY, owner, handle, bytes)     one message
+        (DEFLATED_TEXT or _BINARY, ...)            one message that is to be inflated, and its text to be checked
         (ENDED, owner, how, (code, heard_ms))      over; `how` is one of the constants of this module
         (DRAINED, owner, handle, version or None)  its socket took everything; with a version: presence since then was left out
 
@@ -139,6 +183,7 @@ cdef class Engine:
     cdef PyObject **held
     cdef uint32_t held_capacity
     cdef fp_job *jobs
+    cdef dict carriers  # handle -> who carries its bytes
     cdef object flushing  # keeps the frames of the running flush alive
     cdef bint born        # `engine` holds something: descriptor 0 is not ours before that
 
@@ -162,6 +207,10 @@ cdef class Engine:
         hooks.message = on_message
         hooks.ended = on_ended
         hooks.drained = on_drained
+        hooks.carry = on_carry
+        hooks.carry_end = on_carry_end
+        hooks.carry_cut = on_carry_cut
+        self.carriers = {}
         self.on_batch = on_batch
         self.batch = []
         self.born = True
@@ -266,9 +315,9 @@ cdef class Engine:
         Py_INCREF(owner)
         self.held[slot] = <PyObject *>owner
 
-    def upgrade(self, fp_handle handle, bint text, uint8_t variant, bytes after not None=b""):
-        """It is a WebSocket from now on; `after` came behind the request."""
-        fp_engine_upgrade(&self.engine, handle, text, variant,
+    def upgrade(self, fp_handle handle, bint text, uint8_t variant, bytes after not None=b"", *, bint deflate=False):
+        """It is a WebSocket from now on; `after` came behind the request, `deflate` says what was negotiated."""
+        fp_engine_upgrade(&self.engine, handle, text, deflate, variant,
                           <const uint8_t *>PyBytes_AS_STRING(after), PyBytes_GET_SIZE(after))
 
     def write(self, fp_handle handle, bytes data not None, size_t bound=FP_ARENA_MAX):
@@ -276,10 +325,10 @@ cdef class Engine:
         return fp_engine_write(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(data),
                                PyBytes_GET_SIZE(data), bound)
 
-    def answer(self, fp_handle handle, bytes payload not None, size_t bound=FP_ARENA_MAX):
+    def answer(self, fp_handle handle, bytes payload not None, size_t bound=FP_ARENA_MAX, *, bint compressed=False):
         """Gather one message as a frame; False when over `bound` bytes would wait for a full socket."""
         return fp_engine_answer(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(payload),
-                                PyBytes_GET_SIZE(payload), bound)
+                                PyBytes_GET_SIZE(payload), compressed, bound)
 
     def tell(self, fp_handle handle, bytes frame not None):
         """Gather a whole presence frame; False when it was left out, to be caught up once the socket has drained."""
@@ -309,6 +358,38 @@ cdef class Engine:
         """An HTTP connection waits for its next request: the connect timeout begins anew."""
         fp_engine_await_request(&self.engine, handle)
 
+    # Connections whose sockets somebody else holds: TLS.
+
+    def adopt(self, carrier not None):
+        """A new connection that `carrier` carries: `write(bytes)`, `end()` (after what is written), `cut()` (now).
+
+        Returns its handle, or None at the limit of connections. The carrier says `feed`, `full`, `drained`, `lost`.
+        """
+        cdef fp_handle handle
+        if not fp_engine_adopt(&self.engine, &handle):
+            return None
+        self.carriers[handle] = carrier
+        return handle
+
+    def feed(self, fp_handle handle, bytes data not None):
+        """Bytes came."""
+        fp_engine_feed(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self.deliver()
+
+    def full(self, fp_handle handle):
+        """Its carrier's buffer is full: what may wait waits, presence is left out."""
+        fp_engine_full(&self.engine, handle)
+
+    def drained(self, fp_handle handle):
+        """Its carrier takes more again."""
+        fp_engine_drained(&self.engine, handle)
+        self.deliver()
+
+    def lost(self, fp_handle handle):
+        """Its carrier has lost it."""
+        fp_engine_lost(&self.engine, handle)
+        self.deliver()
+
     # Facts about one connection.
 
     def address(self, fp_handle handle):
@@ -316,6 +397,8 @@ cdef class Engine:
         cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
         if conn == NULL:
             return ""
+        if conn.fd < 0:
+            return self.carriers[handle].address
         peer = socket.socket(fileno=conn.fd)
         try:
             return peer.getpeername()[0]
@@ -378,18 +461,18 @@ cdef class Engine:
         """
         if self.engine.running:
             raise RuntimeError("a flush is running")
-        cdef size_t count = len(jobs)
-        cdef fp_job *native = <fp_job *>realloc(self.jobs, max(count, 1) * sizeof(fp_job))
-        cdef size_t i, variant
+        cdef Py_ssize_t count = len(jobs)
+        cdef fp_job *native = <fp_job *>realloc(self.jobs, <size_t>max(count, 1) * sizeof(fp_job))
+        cdef Py_ssize_t i, variant
         cdef bytes frame
         if native == NULL:
             raise MemoryError
         self.jobs = native
-        memset(native, 0, max(count, 1) * sizeof(fp_job))
+        memset(native, 0, <size_t>max(count, 1) * sizeof(fp_job))
         for i in range(count):
             audience, frames = jobs[i]
             native[i].audience = audience
-            for variant in range(min(len(frames), FP_VARIANTS)):
+            for variant in range(min(len(frames), <Py_ssize_t>FP_VARIANTS)):
                 if frames[variant] is not None:
                     frame = frames[variant]
                     native[i].frames[variant].data = <const uint8_t *>PyBytes_AS_STRING(frame)

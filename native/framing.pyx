@@ -31,6 +31,7 @@ cdef extern from "frame.h" nogil:
         FP_ERROR
     ctypedef struct fp_event:
         uint8_t opcode
+        bint compressed
         uint8_t *data
         size_t size
         uint16_t close_code
@@ -38,6 +39,7 @@ cdef extern from "frame.h" nogil:
     ctypedef struct fp_stream:
         uint8_t *buffer
         size_t capacity
+        uint8_t deflate
     fp_result fp_stream_next(fp_stream *, const fp_limits *, uint8_t **, size_t *, fp_event *)
     bint fp_stream_idle(const fp_stream *)
     uint16_t fp_close_check(const uint8_t *, size_t, uint16_t *)
@@ -45,6 +47,8 @@ cdef extern from "frame.h" nogil:
     size_t fp_frame_header_masked(uint8_t *, uint8_t, bint, uint64_t, const uint8_t *)
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+#: RSV1, set beside the opcode of a message that is (to be) deflated: RFC 7692, section 6.
+COMPRESSED = 0x40
 
 Frame = namedtuple("Frame", "opcode payload")
 
@@ -62,14 +66,15 @@ class FrameError(Exception):
 cdef class Stream:
     """One direction of one connection: bytes in, whole messages and control frames out.
 
-    `masked` True reads what a client sends. After a `FrameError` every further call raises.
+    `masked` True reads what a client sends; `deflate` True lets messages be compressed. After a `FrameError` every further call raises.
     """
 
     cdef fp_stream stream
     cdef fp_limits limits
 
     def __cinit__(self, *, bint masked=True, uint64_t frame_size=65536, uint64_t message_size=65536,
-                  uint32_t fragments=1024):
+                  uint32_t fragments=1024, bint deflate=False):
+        self.stream.deflate = deflate
         self.limits.frame_size = frame_size
         self.limits.message_size = message_size
         self.limits.fragments = fragments
@@ -104,7 +109,8 @@ cdef class Stream:
                 self.stream.capacity = max(event.size, 2 * self.stream.capacity, <size_t>256)
                 self.stream.buffer = room
                 continue
-            frames.append(Frame(event.opcode, PyBytes_FromStringAndSize(<char *>event.data, event.size)))
+            opcode = event.opcode | (COMPRESSED if result == FP_MESSAGE and event.compressed else 0)
+            frames.append(Frame(opcode, PyBytes_FromStringAndSize(<char *>event.data, event.size)))
 
     @property
     def idle(self):

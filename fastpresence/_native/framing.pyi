@@ -5,6 +5,7 @@ BINARY: int
 CLOSE: int
 PING: int
 PONG: int
+COMPRESSED: int
 
 class Frame(NamedTuple):
     opcode: int
@@ -18,7 +19,13 @@ class FrameError(Exception):
 @final
 class Stream:
     def __new__(
-        cls, *, masked: bool = True, frame_size: int = 65536, message_size: int = 65536, fragments: int = 1024
+        cls,
+        *,
+        masked: bool = True,
+        frame_size: int = 65536,
+        message_size: int = 65536,
+        fragments: int = 1024,
+        deflate: bool = False,
     ) -> Stream: ...
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]: ...
     @property

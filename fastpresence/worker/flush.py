@@ -19,11 +19,12 @@ from msgspec import UNSET
 
 from fastpresence._native import framing
 from fastpresence._native.engine import Engine
-from fastpresence.codec import JSON, MSGPACK
+from fastpresence.codec import JSON, MSGPACK, Codec
 from fastpresence.messages import SNAPSHOT_PAGE, StatusEntry, UserOnlineStatus
 from fastpresence.presence.audience import Room, RoomMember
 from fastpresence.presence.roster import PUBLIC_SCOPE, Record, make_cursor, room_scope
 from fastpresence.presence.service import OnlineStatusService
+from fastpresence.worker.deflate import LEAST, deflate
 
 if TYPE_CHECKING:
     from fastpresence.worker.peer import Peer
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["SLICE_US", "VARIANTS", "Flusher", "Pager", "frame_of"]
 
 SLICE_US: Final = 2000  #: microseconds of fan-out between two looks at the sockets
-VARIANTS: Final = (JSON, MSGPACK)  #: in the order of `Peer.variant`
+#: Kinds of recipients, in the order of `Peer.variant`: codec, and whether frames may be compressed.
+VARIANTS: Final = ((JSON, False), (MSGPACK, False), (JSON, True), (MSGPACK, True))
 
 
 def frame_of(variant: int, message: object) -> bytes:
     """A whole WebSocket frame, as every recipient of this variant may share it."""
-    codec = VARIANTS[variant]
-    return framing.build(framing.TEXT if codec.is_text else framing.BINARY, codec.encode(message))
+    codec, compressed = VARIANTS[variant]
+    return _frame(codec, codec.encode(message), compressed)
+
+
+def _frame(codec: Codec, payload: bytes, compressed: bool) -> bytes:
+    opcode = framing.TEXT if codec.is_text else framing.BINARY
+    if compressed and len(payload) >= LEAST:
+        return framing.build(opcode | framing.COMPRESSED, deflate(payload))
+    return framing.build(opcode, payload)
 
 
 class Flusher:
@@ -109,10 +118,16 @@ class Flusher:
         ]
         last = entries[len(messages) * SNAPSHOT_PAGE :]
         messages.append(UserOnlineStatus(last, full=False, cursor=cursor, room=room))
-        return tuple(
-            b"".join([frame_of(variant, message) for message in messages]) if self._has_variant(variant) else None
-            for variant in range(len(VARIANTS))
-        )
+        payloads: dict[Codec, list[bytes]] = {}  # encoded once, whether or not they are then compressed
+        frames: list[bytes | None] = []
+        for variant, (codec, compressed) in enumerate(VARIANTS):
+            if not self._has_variant(variant):
+                frames.append(None)
+                continue
+            if codec not in payloads:
+                payloads[codec] = [codec.encode(message) for message in messages]
+            frames.append(b"".join([_frame(codec, payload, compressed) for payload in payloads[codec]]))
+        return tuple(frames)
 
     def _room_frames(self, room: Room, members: Iterable[RoomMember], version: int) -> tuple[bytes | None, ...]:
         entries = [member.record.entry(left=member.left) for member in members]

@@ -16,8 +16,9 @@ from fastpresence.codec import CODECS, JSON, Codec
 from fastpresence.errors import TokenError
 from fastpresence.http import HttpError, Request
 from fastpresence.tokens import Claims, TokenKeys
+from fastpresence.worker.deflate import negotiate
 
-__all__ = ["Accepted", "Origins", "accept"]
+__all__ = ["Accepted", "Origins", "accept", "compression", "switching", "upgrade_key"]
 
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -27,6 +28,8 @@ class Accepted(Struct, frozen=True, gc=False):
 
     claims: Claims
     codec: Codec
+    inflates: bool  #: its messages may be compressed
+    deflates: bool  #: ours may be
     public: bool  #: wants to hear of the public users
     cursor: str | None
     response: bytes
@@ -54,8 +57,8 @@ class Origins:
         return parts.netloc == host.lower() or without_port in self._any_port
 
 
-def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int) -> Accepted:
-    """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
+def upgrade_key(request: Request) -> str:
+    """The Sec-WebSocket-Key of a request that may be upgraded (RFC 6455, section 4.2.1). Raises HttpError."""
     if request.method != "GET":
         raise HttpError(405, "bad_request", "the WebSocket is opened with GET", (("Allow", "GET"),))
     if not request.upgrade or (request.header(b"upgrade") or "").lower() != "websocket":
@@ -69,6 +72,34 @@ def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: C
             raise HttpError(400, "bad_request", "Sec-WebSocket-Key: 16 bytes in base64")
     except (binascii.Error, ValueError):
         raise HttpError(400, "bad_request", "Sec-WebSocket-Key: 16 bytes in base64") from None
+    return key
+
+
+def compression(request: Request) -> tuple[str, bool] | None:
+    """What to answer to the request's extensions, and whether we compress (`deflate.negotiate`). Raises HttpError."""
+    header = ",".join(request.values(b"sec-websocket-extensions"))
+    if not header:
+        return None
+    try:
+        return negotiate(header)
+    except ValueError:
+        raise HttpError(400, "bad_request", "Sec-WebSocket-Extensions: not a list of extensions") from None
+
+
+def switching(key: str, subprotocol: str | None, extension: str | None) -> bytes:
+    """The response that makes it a WebSocket."""
+    digest = b64encode(sha1(key.encode("ascii") + GUID, usedforsecurity=False).digest()).decode("ascii")
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    extended = f"Sec-WebSocket-Extensions: {extension}\r\n" if extension else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {digest}\r\n{chosen}{extended}\r\n"
+    ).encode("latin-1")
+
+
+def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int) -> Accepted:
+    """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
+    key = upgrade_key(request)
     origin = request.header(b"origin")
     if origin is not None and not origins.allows(origin, request.header(b"host") or ""):
         raise HttpError(403, "forbidden", "this origin may not connect")
@@ -88,12 +119,15 @@ def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: C
         if name in CODECS:
             codec, chosen = CODECS[name], name
             break
+    agreed = compression(request)
     return Accepted(
         claims=claims,
         codec=codec,
+        inflates=agreed is not None,
+        deflates=agreed is not None and agreed[1],
         public=query.get("public") != "0",
         cursor=query.get("cursor"),
-        response=_switching(key, chosen),
+        response=switching(key, chosen, agreed[0] if agreed else None),
     )
 
 
@@ -107,12 +141,3 @@ def _token(request: Request, offered: list[str], query: dict[str, str]) -> tuple
         if name.startswith("token."):
             return request.bearer() or name.removeprefix("token."), name
     return request.bearer() or query.get("token"), None
-
-
-def _switching(key: str, subprotocol: str | None) -> bytes:
-    digest = b64encode(sha1(key.encode("ascii") + GUID, usedforsecurity=False).digest()).decode("ascii")
-    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
-    return (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {digest}\r\n{chosen}\r\n"
-    ).encode("latin-1")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from fastpresence._native import engine as native
-from fastpresence.codec import Codec, request_id
+from fastpresence.codec import request_id
 from fastpresence.errors import (
     BadField,
     Forbidden,
@@ -42,7 +42,8 @@ from fastpresence.messages import (
 from fastpresence.messages import UserOffline as Goodbye
 from fastpresence.presence.roster import room_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
-from fastpresence.tokens import Claims
+from fastpresence.worker.deflate import LEAST, BadMessage, deflate, inflate
+from fastpresence.worker.handshake import Accepted
 from fastpresence.worker.limits import REFUSED, TOO_MUCH
 
 if TYPE_CHECKING:
@@ -71,18 +72,22 @@ class Peer:
         "session",
         "user_id",
         "user_type",
+        "variant",
         "worker",
     )
 
-    def __init__(self, worker: "Worker", handle: int, claims: Claims, codec: Codec, public: bool) -> None:
+    def __init__(self, worker: "Worker", handle: int, accepted: Accepted) -> None:
+        claims = accepted.claims
         self.worker = worker
         self.handle = handle
-        self.codec = codec
+        self.codec = accepted.codec
+        #: Which prepared buffer of a flush it takes: an index of flush.VARIANTS.
+        self.variant = (0 if accepted.codec.is_text else 1) + (2 if accepted.deflates else 0)
         self.user_id = claims.user_id
         self.user_type = claims.user_type
         self.room = claims.room  #: the token's; joined at user_online
         self.expires_at = claims.expires_at
-        self.public = public  #: hears of the public users
+        self.public = accepted.public  #: hears of the public users
         self.session: Session | None = None
         self.rooms: set[str] | None = None  #: rooms that it hears of
         self.scope: str | None = None  #: of its watches, for cursors; None while it watches nobody
@@ -90,16 +95,15 @@ class Peer:
         self._due_ms = 0.0  # see worker.limits
         self._told_expiring = False
 
-    @property
-    def variant(self) -> int:
-        """Which prepared buffer of a flush it takes."""
-        return 0 if self.codec.is_text else 1
-
     # Answers.
 
     def send(self, frame: object) -> None:
         """Gather one frame for this client."""
-        self.worker.engine.answer(self.handle, self.codec.encode(frame))
+        payload = self.codec.encode(frame)
+        if self.variant >= 2 and len(payload) >= LEAST:
+            self.worker.engine.answer(self.handle, deflate(payload), compressed=True)
+        else:
+            self.worker.engine.answer(self.handle, payload)
 
     def ack(self, frame: Any, **fields: Any) -> None:
         """Answer a request that carried an `id`."""
@@ -119,13 +123,19 @@ class Peer:
         limit = worker.rate_limit
         due_ms = limit.next(self._due_ms, now.ms)
         if due_ms is REFUSED:
-            self._over_rate(data, now)
+            self._over_rate(kind, data, now)
             return
         self._due_ms = due_ms
         codec = self.codec
+        if kind >= native.DEFLATED_TEXT:
+            kind -= native.DEFLATED_TEXT - native.TEXT
+            try:
+                data = self._inflate(kind, data)
+            except BadMessage as error:
+                self._break(error.close_code, str(error), now)
+                return
         if (kind == native.TEXT) is not codec.is_text:
-            self.worker.lose_session(self, now.ms, now)
-            self.close(1003, f"{codec.subprotocol} has {'text' if codec.is_text else 'binary'} frames")
+            self._break(1003, f"{codec.subprotocol} has {'text' if codec.is_text else 'binary'} frames", now)
             return
         try:
             frame: Any = codec.decode_request(data)
@@ -146,17 +156,31 @@ class Peer:
         self.worker.count_error(error.code)
         self.send(Error(error.code, str(error), reply_to))
 
-    def _over_rate(self, data: bytes, now: Now) -> None:
+    def _break(self, code: int, reason: str, now: Now) -> None:
+        """The client broke the protocol: its connection is closed, its session stays for its grace."""
+        self.worker.lose_session(self, now.ms, now)
+        self.close(code, reason)
+
+    def _inflate(self, kind: int, data: bytes) -> bytes:
+        """A compressed message of this kind. Raises BadMessage."""
+        data = inflate(data, self.worker.settings.limits.message_size)
+        if kind == native.TEXT:
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                raise BadMessage(1007, "text is not UTF-8") from None
+        return data
+
+    def _over_rate(self, kind: int, data: bytes, now: Now) -> None:
         due_ms = self.worker.rate_limit.charge(self._due_ms, now.ms)
         self.worker.note_rate_limited(self)
         if due_ms is TOO_MUCH:
-            self.worker.lose_session(self, now.ms, now)
-            self.close(4029, "over the rate limit")
+            self._break(4029, "over the rate limit", now)
             return
         self._due_ms = due_ms
         try:
-            raw = self.codec.decode_any(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raw = self.codec.decode_any(self._inflate(native.BINARY, data) if kind >= native.DEFLATED_TEXT else data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadMessage):
             raw = None
         reply_to = request_id(raw.get("id")) if isinstance(raw, dict) else None
         self.send(Error("rate_limited", "too many frames a second", reply_to))

@@ -16,6 +16,7 @@ from typing import Any, Final
 from fastpresence._native import engine as native
 from fastpresence._native.engine import Engine
 from fastpresence._native.wheel import Wheel
+from fastpresence.codec import Codec
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
 from fastpresence.logs import Repeats, event, set_level
@@ -37,6 +38,7 @@ __all__ = ["TICK_MS", "Worker"]
 LOG: Final = logging.getLogger("fastpresence.worker")
 
 TICK_MS: Final = 250  #: of every wheel here
+MESSAGES: Final = frozenset({native.TEXT, native.BINARY, native.DEFLATED_TEXT, native.DEFLATED_BINARY})
 EXPIRE_AT_ONCE: Final = 256  #: detached sessions that end in one turn of the loop: about 2 ms
 #: Seconds in which the same warning is told once, with a count.
 REPEAT_S: Final = 10.0
@@ -141,7 +143,7 @@ class Worker:
         now = self.now()
         for kind, owner, what, data in events:
             try:
-                if kind == native.TEXT or kind == native.BINARY:
+                if kind in MESSAGES:
                     # A peer that was closed earlier in this batch has no say any more.
                     if not owner.closed:
                         owner.on_message(kind, data, now)
@@ -238,11 +240,11 @@ class Worker:
 
     def _open(self, handle: int, accepted: Accepted, after: bytes, now: Now) -> None:
         """From here on it is a peer."""
-        peer = Peer(self, handle, accepted.claims, accepted.codec, accepted.public)
+        peer = Peer(self, handle, accepted)
         self._peers[peer.variant] += 1
         self.engine.own(handle, peer)
         self.engine.write(handle, accepted.response)
-        self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, after)
+        self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, after, deflate=accepted.inflates)
         self.watch_token(peer, now)
         peer.welcome(now)
         if accepted.public:
@@ -376,15 +378,15 @@ class Worker:
         if record is None or record.status == "offline":
             raise UserOffline(f"{to_user_id} is not online")
         message = Message(from_user_id, to_user_id, text, now.wall_us // 1_000_000)
-        payloads: dict[int, bytes] = {}
+        payloads: dict[Codec, bytes] = {}
         delivered = 0
         for session in self.service.sessions_of(to_user_id):
             peer = session.connection
             if peer is None:
                 continue
-            payload = payloads.get(peer.variant)
+            payload = payloads.get(peer.codec)
             if payload is None:
-                payload = payloads[peer.variant] = peer.codec.encode(message)
+                payload = payloads[peer.codec] = peer.codec.encode(message)
             delivered += self.engine.answer(peer.handle, payload, self.settings.limits.messages_waiting)
         if not delivered:
             raise Unavailable(f"no connection of {to_user_id} takes messages just now")

@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "frame.h"
 #include "wheel.h"
@@ -69,6 +70,8 @@ typedef struct {
     uint8_t writing : 1;     /* EPOLLOUT set, EPOLLIN not */
     uint8_t ending : 1;      /* shut down once everything is written */
     uint8_t text : 1;        /* takes text frames; else binary */
+    uint8_t deflate : 1;     /* permessage-deflate was negotiated */
+    uint8_t carried : 1;     /* has no socket here: its bytes go through the hooks */
     uint8_t touched : 1;     /* on the list of connections with something pending */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
@@ -117,6 +120,10 @@ typedef struct {
     void (*ended)(void *context, fp_handle handle, fp_end how, uint16_t code);
     /* Its socket took everything; where `missed`, presence since `missed_from` was left out: see fp_engine_caught_up. */
     void (*drained)(void *context, fp_handle handle, bool missed, uint64_t missed_from);
+    /* Of a carried connection: write these pieces; write no more behind them; let go of it at once. */
+    void (*carry)(void *context, fp_handle handle, const struct iovec *pieces, unsigned count);
+    void (*carry_end)(void *context, fp_handle handle);
+    void (*carry_cut)(void *context, fp_handle handle);
 } fp_hooks;
 
 typedef struct {
@@ -179,11 +186,12 @@ void fp_engine_advance(fp_engine *engine);
 void fp_engine_send(fp_engine *engine);
 
 /* Of an HTTP connection: it is a WebSocket from now on. `after` are bytes that came behind the request. */
-void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, uint8_t variant, const uint8_t *after, size_t size);
+void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool deflate, uint8_t variant, const uint8_t *after,
+                       size_t size);
 /* Gather bytes as they are. False when the handle is stale, or the bytes would outgrow `bound` bytes waiting. */
 bool fp_engine_write(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound);
-/* Gather one message as a frame of the connection's own kind. */
-bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound);
+/* Gather one message as a frame of the connection's own kind; `compressed` when its data are deflated. */
+bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, bool compressed, size_t bound);
 /* A presence frame for one connection: left out, to be caught up later, when its socket is full. */
 bool fp_engine_tell(fp_engine *engine, fp_handle handle, const uint8_t *frame, size_t size);
 /* The frames since `missed_from` were gathered: presence goes on. */
@@ -196,6 +204,14 @@ void fp_engine_finish(fp_engine *engine, fp_handle handle);
 void fp_engine_abort(fp_engine *engine, fp_handle handle);
 /* An HTTP connection waits for its next request. */
 void fp_engine_await_request(fp_engine *engine, fp_handle handle);
+
+/* A connection whose socket somebody else holds (TLS): the same life, only the two ends differ. Returns false at the limit.
+ * Its holder says what came, when its buffer is full and when it takes more again, and when it is gone. */
+bool fp_engine_adopt(fp_engine *engine, fp_handle *handle);
+void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size);
+void fp_engine_full(fp_engine *engine, fp_handle handle);
+void fp_engine_drained(fp_engine *engine, fp_handle handle);
+void fp_engine_lost(fp_engine *engine, fp_handle handle);
 
 static inline fp_conn *fp_engine_conn(fp_engine *engine, fp_handle handle)
 {

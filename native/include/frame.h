@@ -37,7 +37,8 @@ typedef enum {
 
 typedef struct {
     uint8_t opcode;
-    uint8_t *data; /* valid until the next call */
+    bool compressed; /* RSV1: the message is to be inflated (RFC 7692), and its text to be checked then */
+    uint8_t *data;   /* valid until the next call */
     size_t size;
     uint16_t close_code;
     const char *reason;
@@ -52,6 +53,8 @@ typedef struct {
     uint8_t head_size;
     uint8_t control_size;
     uint8_t in_payload : 1, fin : 1, is_control : 1, dead : 1;
+    uint8_t deflate : 1;    /* set by the owner: permessage-deflate was negotiated */
+    uint8_t compressed : 1; /* the message under way */
     uint8_t opcode;  /* of this frame */
     uint8_t message; /* opcode of the message under way, 0: none */
     uint8_t key[4];
@@ -70,7 +73,10 @@ bool fp_stream_idle(const fp_stream *stream);
  * close code to answer with. */
 uint16_t fp_close_check(const uint8_t *data, size_t size, uint16_t *code);
 
-/* Write an unmasked header (a server's) for a whole message; returns its size, at most FP_SERVER_HEADER_MAX. */
+enum { FP_COMPRESSED = 0x40 }; /* RSV1, beside an opcode */
+
+/* Write an unmasked header (a server's) for a whole message; returns its size, at most FP_SERVER_HEADER_MAX. The opcode
+ * may have FP_COMPRESSED set. */
 size_t fp_frame_header(uint8_t *out, uint8_t opcode, uint64_t size);
 
 /* Write a masked header (a client's); returns its size, at most FP_HEADER_MAX. */

@@ -33,6 +33,8 @@ static uint32_t slot_of(const fp_engine *engine, const fp_conn *conn)
 
 static void watch(fp_engine *engine, fp_conn *conn, int operation, uint32_t events)
 {
+    if (conn->carried)
+        return; /* its holder knows */
     struct epoll_event event = {.events = events | EPOLLRDHUP, .data.u64 = fp_engine_handle(engine, conn)};
     epoll_ctl(engine->epoll_fd, operation, conn->fd, &event);
 }
@@ -60,6 +62,15 @@ static void watch_listener(fp_engine *engine, bool on)
     engine->listening = on;
 }
 
+/* We write no more. */
+static void shut(fp_engine *engine, fp_conn *conn)
+{
+    if (conn->carried)
+        engine->hooks.carry_end(engine->hooks.context, fp_engine_handle(engine, conn));
+    else
+        shutdown(conn->fd, SHUT_WR);
+}
+
 /* The record goes back to the slab. Pieces that are still pending for it are skipped when their turn comes. */
 static void release(fp_engine *engine, fp_conn *conn)
 {
@@ -74,7 +85,10 @@ static void release(fp_engine *engine, fp_conn *conn)
     }
     if (conn->state == FP_OPEN)
         engine->stats.open--;
-    close(conn->fd);
+    if (conn->carried)
+        engine->hooks.carry_cut(engine->hooks.context, fp_engine_handle(engine, conn));
+    else
+        close(conn->fd);
     conn->fd = -1;
     conn->state = FP_FREE;
     conn->generation++;
@@ -229,6 +243,11 @@ void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsi
             append_rest(conn, pieces, used);
             continue;
         }
+        if (conn->carried) {
+            engine->stats.bytes_sent += size;
+            engine->hooks.carry(engine->hooks.context, fp_engine_handle(engine, conn), pieces, used);
+            continue;
+        }
         ssize_t sent;
         do {
             if (used == 1) {
@@ -249,7 +268,7 @@ void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsi
             keep_rest(engine, conn, pieces, used, done, size);
     }
     if (conn->ending && !conn->rest)
-        shutdown(conn->fd, SHUT_WR);
+        shut(engine, conn);
 }
 
 void fp_engine_send(fp_engine *engine)
@@ -319,7 +338,7 @@ static void linger(fp_engine *engine, fp_conn *conn)
     conn->ending = 1;
     drop_stream(conn);
     if (!conn->rest && conn->pending == FP_NONE)
-        shutdown(conn->fd, SHUT_WR);
+        shut(engine, conn);
     arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
 }
 
@@ -362,6 +381,7 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
     fp_stream *stream = conn->stream;
     if (!stream) {
         memset(&local, 0, offsetof(fp_stream, control));
+        local.deflate = conn->deflate;
         stream = &local;
     }
     fp_handle handle = fp_engine_handle(engine, conn);
@@ -374,7 +394,9 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
             conn->heard_ms = engine->now_ms; /* now: the end that this read may bring is told with it */
             engine->stats.frames_received++;
             if (conn->state == FP_OPEN)
-                engine->hooks.message(engine->hooks.context, handle, event.opcode, event.data, event.size);
+                engine->hooks.message(engine->hooks.context, handle,
+                                      event.compressed ? event.opcode | FP_COMPRESSED : event.opcode, event.data,
+                                      event.size);
         } else if (result == FP_CONTROL) {
             heard = true;
             conn->heard_ms = engine->now_ms;
@@ -417,25 +439,49 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
     }
 }
 
-static void read_ready(fp_engine *engine, fp_conn *conn)
+/* `size` bytes came into the read buffer. */
+static void take(fp_engine *engine, fp_conn *conn, size_t size)
 {
-    ssize_t size = recv(conn->fd, engine->read_buffer, FP_READ, MSG_DONTWAIT);
-    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
-        return;
-    if (size <= 0) {
-        end(engine, conn, FP_LOST, 1006);
-        return;
-    }
-    engine->stats.bytes_received += (uint64_t)size;
+    engine->stats.bytes_received += size;
     if (conn->state == FP_HTTP) {
-        engine->hooks.request(engine->hooks.context, fp_engine_handle(engine, conn), engine->read_buffer, (size_t)size);
+        engine->hooks.request(engine->hooks.context, fp_engine_handle(engine, conn), engine->read_buffer, size);
     } else if (conn->state == FP_LINGER) {
         conn->discarded += (uint32_t)size;
         if (conn->discarded > FP_LINGER_READ)
             release(engine, conn);
     } else {
-        feed(engine, conn, engine->read_buffer, (size_t)size);
+        feed(engine, conn, engine->read_buffer, size);
     }
+}
+
+static void read_ready(fp_engine *engine, fp_conn *conn)
+{
+    ssize_t size = recv(conn->fd, engine->read_buffer, FP_READ, MSG_DONTWAIT);
+    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+        return;
+    if (size <= 0)
+        end(engine, conn, FP_LOST, 1006);
+    else
+        take(engine, conn, (size_t)size);
+}
+
+/* Nothing waits any more: reading and presence go on. */
+static void drained(fp_engine *engine, fp_conn *conn)
+{
+    free(conn->rest);
+    conn->rest = NULL;
+    conn->writing = 0;
+    engine->stats.lagging--;
+    watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
+    if (conn->ending) {
+        shut(engine, conn);
+        arm(engine, conn, engine->now_ms + FP_LINGER_MS);
+    } else if (conn->state == FP_OPEN) {
+        conn->heard_ms = engine->now_ms; /* it reads, so it lives; what it sent meanwhile is read next */
+        arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+    }
+    if (conn->state == FP_OPEN || conn->state == FP_HTTP)
+        engine->hooks.drained(engine->hooks.context, fp_engine_handle(engine, conn), conn->missed, conn->missed_from);
 }
 
 static void write_ready(fp_engine *engine, fp_conn *conn)
@@ -452,20 +498,7 @@ static void write_ready(fp_engine *engine, fp_conn *conn)
     rest->done += (size_t)sent;
     if (rest->done < rest->size)
         return;
-    free(rest);
-    conn->rest = NULL;
-    conn->writing = 0;
-    engine->stats.lagging--;
-    watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
-    if (conn->ending) {
-        shutdown(conn->fd, SHUT_WR);
-        arm(engine, conn, engine->now_ms + FP_LINGER_MS);
-    } else if (conn->state == FP_OPEN) {
-        conn->heard_ms = engine->now_ms; /* it reads, so it lives; what it sent meanwhile is read next */
-        arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
-    }
-    if (conn->state == FP_OPEN || conn->state == FP_HTTP)
-        engine->hooks.drained(engine->hooks.context, fp_engine_handle(engine, conn), conn->missed, conn->missed_from);
+    drained(engine, conn);
 }
 
 /* ---- accepting -------------------------------------------------------------------------------------------------- */
@@ -515,6 +548,27 @@ static void refuse_with_spare(fp_engine *engine)
     engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
+/* The record of a new connection; `fd` -1 for one that is carried. There is a free slot. */
+static fp_conn *open_conn(fp_engine *engine, int fd)
+{
+    fp_conn *conn = &engine->conns[engine->free_slots[--engine->free_count]];
+    uint32_t generation = conn->generation;
+    *conn = (fp_conn){
+        .fd = fd, .generation = generation, .state = FP_HTTP, .carried = fd < 0, .member = FP_NONE, .pending = FP_NONE,
+        .heard_ms = engine->now_ms,
+    };
+    engine->stats.accepted++;
+    engine->stats.connections++;
+    arm(engine, conn, engine->now_ms + engine->config.connect_timeout_ms);
+    return conn;
+}
+
+/* False at the limit of connections, or of memory. */
+static bool has_room(fp_engine *engine)
+{
+    return engine->stats.connections < engine->config.connections && (engine->free_count || grow(engine));
+}
+
 static void accept_ready(fp_engine *engine)
 {
     for (int i = 0; i < FP_ACCEPTS; i++) {
@@ -526,20 +580,11 @@ static void accept_ready(fp_engine *engine)
                 continue;
             return;
         }
-        if (engine->stats.connections >= engine->config.connections || (!engine->free_count && !grow(engine))) {
+        if (!has_room(engine)) {
             refuse(engine, fd);
             continue;
         }
-        fp_conn *conn = &engine->conns[engine->free_slots[--engine->free_count]];
-        uint32_t generation = conn->generation;
-        *conn = (fp_conn){
-            .fd = fd, .generation = generation, .state = FP_HTTP, .member = FP_NONE, .pending = FP_NONE,
-            .heard_ms = engine->now_ms,
-        };
-        engine->stats.accepted++;
-        engine->stats.connections++;
-        arm(engine, conn, engine->now_ms + engine->config.connect_timeout_ms);
-        watch(engine, conn, EPOLL_CTL_ADD, EPOLLIN);
+        watch(engine, open_conn(engine, fd), EPOLL_CTL_ADD, EPOLLIN);
     }
 }
 
@@ -615,13 +660,15 @@ void fp_engine_advance(fp_engine *engine)
 
 /* ---- decisions -------------------------------------------------------------------------------------------------- */
 
-void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, uint8_t variant, const uint8_t *after, size_t size)
+void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool deflate, uint8_t variant, const uint8_t *after,
+                       size_t size)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
     if (!conn || conn->state != FP_HTTP)
         return;
     conn->state = FP_OPEN;
     conn->text = text;
+    conn->deflate = deflate;
     conn->variant = variant < FP_VARIANTS ? variant : 0;
     conn->heard_ms = engine->now_ms;
     engine->stats.open++;
@@ -642,13 +689,14 @@ bool fp_engine_write(fp_engine *engine, fp_handle handle, const uint8_t *data, s
     return put(engine, conn, &part, 1, bound);
 }
 
-bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound)
+bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, bool compressed, size_t bound)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
     if (!conn || conn->state != FP_OPEN)
         return false;
     fp_flush_settle(engine, conn);
-    return put_frame(engine, conn, conn->text ? FP_OP_TEXT : FP_OP_BINARY, data, size, bound);
+    uint8_t opcode = conn->text ? FP_OP_TEXT : FP_OP_BINARY;
+    return put_frame(engine, conn, compressed ? opcode | FP_COMPRESSED : opcode, data, size, bound);
 }
 
 bool fp_engine_tell(fp_engine *engine, fp_handle handle, const uint8_t *frame, size_t size)
@@ -706,6 +754,71 @@ void fp_engine_await_request(fp_engine *engine, fp_handle handle)
     fp_conn *conn = fp_engine_conn(engine, handle);
     if (conn && conn->state == FP_HTTP)
         arm(engine, conn, engine->now_ms + engine->config.connect_timeout_ms);
+}
+
+/* ---- connections that are carried ------------------------------------------------------------------------------- */
+
+bool fp_engine_adopt(fp_engine *engine, fp_handle *handle)
+{
+    engine->now_ms = fp_now_ms();
+    if (!has_room(engine)) {
+        engine->stats.refused++;
+        return false;
+    }
+    *handle = fp_engine_handle(engine, open_conn(engine, -1));
+    return true;
+}
+
+void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size)
+{
+    engine->now_ms = fp_now_ms();
+    while (size) {
+        fp_conn *conn = fp_engine_conn(engine, handle);
+        if (!conn || !conn->carried)
+            return;
+        size_t part = size < FP_READ ? size : FP_READ;
+        memcpy(engine->read_buffer, data, part); /* unmasking needs bytes of our own */
+        take(engine, conn, part);
+        data += part;
+        size -= part;
+    }
+}
+
+void fp_engine_full(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || !conn->carried || conn->rest)
+        return;
+    /* An empty rest stands for a full buffer: from here on everything waits as it does for a full socket. */
+    conn->rest = calloc(1, sizeof *conn->rest);
+    if (!conn->rest)
+        return;
+    conn->rest->since_ms = engine->now_ms;
+    engine->stats.lagging++;
+    if (conn->state == FP_OPEN)
+        arm(engine, conn, engine->now_ms + engine->config.lag_time_ms);
+}
+
+void fp_engine_drained(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || !conn->carried || !conn->rest)
+        return;
+    fp_rest *rest = conn->rest;
+    if (rest->size > rest->done) {
+        struct iovec piece = {rest->data + rest->done, rest->size - rest->done};
+        engine->stats.bytes_sent += piece.iov_len;
+        rest->done = rest->size;
+        engine->hooks.carry(engine->hooks.context, handle, &piece, 1);
+    }
+    drained(engine, conn);
+}
+
+void fp_engine_lost(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn && conn->carried)
+        end(engine, conn, FP_LOST, 1006);
 }
 
 /* ---- birth and end ---------------------------------------------------------------------------------------------- */

@@ -27,7 +27,9 @@ static fp_result check_start(fp_stream *stream, const fp_limits *limits, fp_even
 {
     uint8_t opcode = head[0] & 0x0F;
     bool fin = head[0] & 0x80;
-    if (head[0] & 0x70)
+    /* RFC 7692, section 6: RSV1 marks the first frame of a compressed message, and nothing else. */
+    bool may_compress = stream->deflate && (opcode == FP_OP_TEXT || opcode == FP_OP_BINARY);
+    if (head[0] & (may_compress ? 0x30 : 0x70))
         return fail(stream, event, 1002, "reserved bit set");
     if ((opcode > FP_OP_BINARY && opcode < FP_OP_CLOSE) || opcode > FP_OP_PONG)
         return fail(stream, event, 1002, "reserved opcode");
@@ -78,6 +80,7 @@ static fp_result read_header(fp_stream *stream, const fp_limits *limits, fp_even
             return fail(stream, event, 1009, "message too big");
         if (stream->opcode != FP_OP_CONTINUATION) {
             stream->message = stream->opcode;
+            stream->compressed = (head[0] & FP_COMPRESSED) != 0;
             stream->fragments = 0;
             stream->utf8 = (fp_utf8){0};
         }
@@ -135,9 +138,10 @@ static void unmask(fp_stream *stream, const fp_limits *limits, uint8_t *data, si
 /* The frame's payload is complete and it was the message's last frame. */
 static fp_result end_message(fp_stream *stream, fp_event *event, uint8_t *data, size_t size)
 {
-    if (stream->message == FP_OP_TEXT && !fp_utf8_complete(&stream->utf8))
+    if (stream->message == FP_OP_TEXT && !stream->compressed && !fp_utf8_complete(&stream->utf8))
         return fail(stream, event, 1007, "text ends inside a character");
     event->opcode = stream->message;
+    event->compressed = stream->compressed;
     event->data = data;
     event->size = size;
     stream->message = 0;
@@ -171,7 +175,7 @@ fp_result fp_stream_next(fp_stream *stream, const fp_limits *limits, uint8_t **d
                 return FP_ROOM;
             }
             unmask(stream, limits, payload, have);
-            if (stream->message == FP_OP_TEXT && !fp_utf8_feed(&stream->utf8, payload, have))
+            if (stream->message == FP_OP_TEXT && !stream->compressed && !fp_utf8_feed(&stream->utf8, payload, have))
                 return fail(stream, event, 1007, "text is not UTF-8");
             if (!in_place && have) {
                 memcpy(stream->buffer + stream->size, payload, have);
