@@ -21,7 +21,7 @@ import fastpresence
 from fastpresence import settings as settings_module
 from fastpresence.errors import SettingsError, StartError, TokenError
 from fastpresence.messages import RoomId, UserId
-from fastpresence.settings import Loaded, Settings, check_start, load, masked
+from fastpresence.settings import Loaded, Settings, check_start, load, login_jwks, masked
 
 __all__ = ["main"]
 
@@ -200,9 +200,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     if arguments.tour and not arguments.dev:
         arguments.refuse("--tour needs --dev")
-    loaded = _load(arguments)
+    loaded, jwks, warnings = _ready(arguments)
     settings = loaded.settings
-    warnings = check_start(settings)
     # The tour gets its key as an argument, which other users of the machine can see: only one of this run will do.
     if arguments.tour and not _is_made(loaded, "auth.api_keys"):
         raise StartError("--tour needs the API key that --dev makes: unset auth.api_keys")
@@ -214,9 +213,39 @@ def _serve(arguments: argparse.Namespace) -> int:
         logs.event(log, logging.WARNING, "setting without effect", reason=warning)
     try:
         visit = _Visit(loaded, is_tour=arguments.tour) if arguments.dev else None
-        return run(settings, on_listening=visit.begin if visit else None, is_dev=arguments.dev)
+        return run(
+            settings,
+            login_jwks=jwks,
+            read_again=lambda: _read_again(arguments),
+            on_listening=visit.begin if visit else None,
+            is_dev=arguments.dev,
+        )
     finally:
         stop_logs()
+
+
+def _ready(arguments: argparse.Namespace) -> tuple[Loaded, str | None, list[str]]:
+    """Settings that a server can start with, the text of the JWKS file, and warnings."""
+    loaded = _load(arguments)
+    warnings = check_start(loaded.settings)
+    auth = loaded.settings.auth
+    jwks = login_jwks(auth)
+    if auth.login_keys or jwks is not None:
+        from fastpresence.tokens import LoginKeys  # brings joserfc: only who needs it waits for it
+
+        LoginKeys(auth, jwks)
+    server = loaded.settings.server
+    if server.tls_cert is not None and server.tls_key is not None:
+        from fastpresence.worker.tls import context
+
+        context(server.tls_cert, server.tls_key)
+    return loaded, jwks, warnings
+
+
+def _read_again(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
+    """The same file, environment and flags once more, while the server runs."""
+    loaded, jwks, _ = _ready(arguments)
+    return loaded.settings, jwks
 
 
 class _Visit:

@@ -3,6 +3,8 @@
     open sockets -> start worker -> Boot -> Ready -> (all: `listening`)
                        ^                      |
                        +---- back-off <---- died                    SIGTERM: Stop -> wait -> kill -> end
+    SIGHUP: read the settings again -> bad: one line in the log, everything as it was
+                                    -> good: Reload -> Reloaded of each worker
 
 Invariant: from its opening to the end of the node every listening socket stays open here, so that a connection that
 waits in a dead worker's queue is accepted by its successor. A worker lives in a session of its own: Ctrl-C reaches the
@@ -25,12 +27,12 @@ from typing import Final
 
 import uvloop
 
-from fastpresence.errors import PeerError, StartError
-from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Stats, Stop, encode
-from fastpresence.logs import event
-from fastpresence.settings import Settings
+from fastpresence.errors import PeerError, SettingsError, StartError
+from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Stats, Stop, encode
+from fastpresence.logs import event, set_level
+from fastpresence.settings import RELOADABLE, Settings, changed
 
-__all__ = ["Backoff", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
+__all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
 
 LOG: Final = logging.getLogger("fastpresence.node")
 
@@ -44,6 +46,13 @@ READY_TIME: Final = 30.0
 LINGER_TIME: Final = 5.0
 #: Seconds that even a drain_time of 0 leaves for closing every connection.
 LAST_WORDS: Final = 1.0
+#: Seconds in which every worker answers a Reload.
+RELOAD_TIME: Final = 10.0
+#: What belongs to the node or its sockets: a new worker does not bring it.
+OF_THE_NODE: Final = ("server.host", "server.port", "server.workers", "redis.", "database.", "admin.", "log.format")
+
+#: Reads settings and JWKS file again, as at the start, and checks them. Raises SettingsError, StartError.
+Read = Callable[[], tuple[Settings, str | None]]
 
 
 class Backoff:
@@ -148,6 +157,7 @@ class Worker:
     def __init__(
         self,
         number: int,
+        settings: Settings,
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -156,11 +166,15 @@ class Worker:
         self.pid = process.pid
         self.started_s = time.monotonic()
         self.stats = Stats(connections=0, users=0)
+        self.settings = settings  #: that it was born with
+        self.generation = 0  #: of the last Reload that it answered
         self._process, self._reader, self._writer = process, reader, writer
         self._frames = FrameReader()
 
     @classmethod
-    async def start(cls, number: int, listener: socket.socket, settings: Settings, argv: Sequence[str]) -> "Worker":
+    async def start(
+        cls, number: int, listener: socket.socket, settings: Settings, login_jwks: str | None, argv: Sequence[str]
+    ) -> "Worker":
         """A new process with its end of the link and its listener; Boot is on its way."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # Secrets reach the worker in Boot; its environment need not hold them, nor systemd's socket.
@@ -181,8 +195,8 @@ class Worker:
         finally:
             theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        worker = cls(number, process, reader, writer)
-        worker.send(Boot(settings, number, listener.fileno()))
+        worker = cls(number, settings, process, reader, writer)
+        worker.send(Boot(settings, number, listener.fileno(), login_jwks))
         return worker
 
     def send(self, frame: LinkFrame) -> None:
@@ -219,11 +233,20 @@ class Supervisor:
         self,
         settings: Settings,
         *,
+        login_jwks: str | None = None,
+        read_again: Read | None = None,
         argv: Sequence[str] | None = None,
         on_listening: Callable[[int], None] | None = None,
         is_dev: bool = False,
     ) -> None:
-        self._settings = settings
+        self._settings = settings  # for the next worker
+        self._login_jwks = login_jwks
+        self._first_settings = settings
+        self._read_again = read_again
+        self._generation = 0  # how often the settings were read again
+        self._told_generation = 0
+        self._reload_failed = False  # by a worker, in this generation
+        self._reload_deadline: asyncio.TimerHandle | None = None  # while workers have not answered
         self._argv = module_argv(WORKER) if argv is None else argv
         self._on_listening = on_listening
         self._is_dev = is_dev
@@ -264,8 +287,12 @@ class Supervisor:
         """One worker after the other under this number, until the node stops."""
         backoff = Backoff()
         while not self._stop_asked.is_set():
-            worker = await Worker.start(number, listener, self._settings, self._argv)
+            generation = self._generation
+            worker = await Worker.start(number, listener, self._settings, self._login_jwks, self._argv)
             self._workers[number] = worker
+            worker.generation = generation
+            if generation != self._generation:  # the settings were read again while it was being born
+                worker.send(Reload(self._generation, self._settings, self._login_jwks))
             event(LOG, logging.DEBUG, "worker started", worker=number, pid=worker.pid)
             if self._is_forced:  # the signals came while it was being born
                 worker.kill()
@@ -279,6 +306,7 @@ class Supervisor:
             finally:
                 status = await worker.gone()
                 del self._workers[number]
+                self._look_who_reloaded()
             lived_s = time.monotonic() - worker.started_s
             if self._stop_asked.is_set():
                 event(LOG, logging.DEBUG, "worker ended", worker=number, pid=worker.pid, **_ended(status))
@@ -308,6 +336,8 @@ class Supervisor:
                         elif isinstance(frame, Stats):
                             worker.stats = frame
                             self._tell_counts()
+                        elif isinstance(frame, Reloaded):
+                            self._has_reloaded(worker, frame)
         except TimeoutError:
             event(LOG, logging.ERROR, "worker not ready", worker=worker.number, pid=worker.pid, waited_s=READY_TIME)
             worker.kill()
@@ -324,7 +354,7 @@ class Supervisor:
             host = self._settings.server.host
             shown = f"[{host}]" if ":" in host else host
             event(LOG, logging.INFO, "listening", url=f"ws://{shown}:{self._port}/ws", port=self._port)
-            notify("READY=1")
+            self._tell_ready()
             self._tell_counts()
             if self._on_listening:
                 self._on_listening(self._port)
@@ -356,8 +386,77 @@ class Supervisor:
     def _hang_up(self) -> None:
         if self._is_dev:  # the terminal is gone, and with it whoever was trying things out
             self._stop(signal.SIGHUP)
-        else:
-            event(LOG, logging.WARNING, "no reload", reason="this version reads its settings at the start only")
+        elif self._read_again is None:
+            event(LOG, logging.WARNING, "no reload", reason="this node was not told where its settings are")
+        elif not self._stop_asked.is_set():
+            # sd_notify(3): systemd asks for the moment, so that it can tell this reload from an earlier one.
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload(self._read_again)
+            self._look_who_reloaded()
+
+    # SIGHUP.
+
+    def _reload(self, read_again: Read) -> None:
+        """Read the settings again; where they are good they go to every worker."""
+        if self._reload_deadline is None:
+            loop = asyncio.get_running_loop()
+            self._reload_deadline = loop.call_later(RELOAD_TIME, self._give_up_reload)
+        try:
+            settings, login_jwks = read_again()
+        except (SettingsError, StartError) as error:
+            problems = error.problems if isinstance(error, SettingsError) else [str(error)]
+            more = len(problems) - 1 or None
+            event(LOG, logging.ERROR, "reload refused", reason=problems[0], more=more)
+            return
+        late = self._need_a_restart(settings)
+        if late:
+            event(LOG, logging.WARNING, "reload: needs a restart", settings=",".join(late))
+        self._settings, self._login_jwks = settings, login_jwks
+        self._generation += 1
+        self._reload_failed = False
+        set_level(settings.log.level)
+        for worker in self._workers.values():
+            worker.send(Reload(self._generation, settings, login_jwks))
+
+    def _need_a_restart(self, settings: Settings) -> list[str]:
+        """The settings that are not in force here, or in some worker, and can't come into force as it runs."""
+        late = {key for key in changed(self._first_settings, settings) if key.startswith(OF_THE_NODE)}
+        for worker in self._workers.values():
+            late.update(key for key in changed(worker.settings, settings) if not key.startswith(OF_THE_NODE))
+        return sorted(late - RELOADABLE)
+
+    def _has_reloaded(self, worker: Worker, answer: Reloaded) -> None:
+        worker.generation = answer.generation
+        if answer.problem is not None:
+            event(
+                LOG, logging.ERROR, "reload failed",
+                worker=worker.number, pid=worker.pid, generation=answer.generation, reason=answer.problem,
+            )  # fmt: skip
+            self._reload_failed = True
+        self._look_who_reloaded()
+
+    def _look_who_reloaded(self) -> None:
+        """Tell the end of a reload as soon as no worker is left to answer."""
+        if self._reload_deadline is None or any(w.generation < self._generation for w in self._workers.values()):
+            return
+        self._reload_deadline.cancel()
+        self._reload_deadline = None
+        if self._told_generation != self._generation:
+            self._told_generation = self._generation
+            if not self._reload_failed:
+                event(LOG, logging.INFO, "reloaded", generation=self._generation)
+        self._tell_ready()
+
+    def _give_up_reload(self) -> None:
+        self._reload_deadline = None
+        late = [worker.number for worker in self._workers.values() if worker.generation < self._generation]
+        event(LOG, logging.ERROR, "reload not answered", workers=str(late), waited_s=RELOAD_TIME)
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """READY=1, once every worker listens, and again after each reload."""
+        if len(self._ready) == self._count and not self._stop_asked.is_set():
+            notify("READY=1")
 
     def _kill(self) -> None:
         for worker in self._workers.values():
@@ -374,11 +473,21 @@ def _ended(status: int) -> dict[str, object]:
         return {"signal": -status}
 
 
-def run(settings: Settings, *, on_listening: Callable[[int], None] | None = None, is_dev: bool = False) -> int:
+def run(
+    settings: Settings,
+    *,
+    login_jwks: str | None = None,
+    read_again: Read | None = None,
+    on_listening: Callable[[int], None] | None = None,
+    is_dev: bool = False,
+) -> int:
     """Be the node process, from the opened port to the last worker's end. Returns the exit status; see Supervisor."""
     raise_file_limit()
 
     async def main() -> int:
-        return await Supervisor(settings, on_listening=on_listening, is_dev=is_dev).run()
+        supervisor = Supervisor(
+            settings, login_jwks=login_jwks, read_again=read_again, on_listening=on_listening, is_dev=is_dev
+        )
+        return await supervisor.run()
 
     return uvloop.run(main())

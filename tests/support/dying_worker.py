@@ -6,6 +6,7 @@ serve: accepts, answers each connection with its own pid; ends on Stop with 0, o
 lazy FILE: as `serve`, but in its first life (FILE is missing, and made) it never accepts.
 deaf: ready, and takes no notice of Stop.  flap: ends as soon as it was ready.  early: ends before.
 mute: is never ready.  closed: ready, then closes its link and stays.
+reload: as `serve`, and answers Reload; its problem is the settings' public_url, if there is one.
 env: tells its environment instead of its pid.  garbage: talks nonsense on the link after each connection.
 """
 
@@ -17,7 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
-from fastpresence.link import Boot, FrameReader, Ready, Stats, Stop, encode
+from fastpresence.link import Boot, FrameReader, Ready, Reload, Reloaded, Stats, Stop, encode
 
 
 def main() -> int:
@@ -50,8 +51,11 @@ def main() -> int:
         signal.pause()
     link.sendall(encode(Stats(connections=7, users=3)))
     while data := link.recv(65536):
-        if any(isinstance(frame, Stop) for frame in reader.feed(data)) and mode != "deaf":
-            return 0
+        for frame in reader.feed(data):
+            if isinstance(frame, Stop) and mode != "deaf":
+                return 0
+            if isinstance(frame, Reload) and mode == "reload":
+                link.sendall(encode(Reloaded(frame.generation, frame.settings.server.public_url)))
     return 3
 
 

@@ -33,14 +33,19 @@ Event = dict[str, Any]
 
 
 class Server:
-    """One running `fastpresence serve`. Settings are named `section.key`.
+    """One running `fastpresence serve`. Settings are named `section.key`; None leaves one of the tests' own out.
 
     The default is thirty times as fast as the protocol's: beats every second, silence for 2 s is the end. `python` and
-    `cwd`: which installation is run, and where.
+    `cwd`: which installation is run, and where. `env`: more variables, which are no settings.
     """
 
     def __init__(
-        self, settings: dict[str, object] | None = None, *, python: str = sys.executable, cwd: Path = ROOT
+        self,
+        settings: dict[str, object] | None = None,
+        *,
+        python: str = sys.executable,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
     ) -> None:
         given: dict[str, object] = {
             "server.host": "127.0.0.1",
@@ -58,7 +63,11 @@ class Server:
             for name, value in os.environ.items()
             if not name.startswith("FASTPRESENCE_") and name not in ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET")
         }
-        env = {f"FASTPRESENCE_{key.replace('.', '_').upper()}": str(value) for key, value in given.items()}
+        ours = {
+            f"FASTPRESENCE_{key.replace('.', '_').upper()}": str(value)
+            for key, value in given.items()
+            if value is not None
+        }
         self.heartbeat_timeout = float(str(given["presence.heartbeat_timeout"]))  #: seconds
         self.events: list[Event] = []
         self._expected: set[str] = set()
@@ -81,7 +90,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=cwd,
-            env={**clean, **env},
+            env={**clean, **ours, **(env or {})},
         )
         self._reader = threading.Thread(target=self._read, name="server log", daemon=True)
         self._reader.start()
