@@ -187,7 +187,8 @@ class Worker:
         """End the detached sessions whose time is up; of a crowd some in each turn of the loop."""
         if self.service.cleanup_expired_status(now=now, limit=EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:
             self.loop.call_soon(self._cleanup, now)
-            self.flusher.touch()
+        self.flusher.touch()  # the last of the crowd, too: nobody waits for the next tick
+        self.engine.send()
 
     # HTTP.
 
