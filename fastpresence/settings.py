@@ -255,10 +255,6 @@ def check_start(settings: Settings) -> list[str]:
             "auth.token_keys is not set: put kid:secret into FASTPRESENCE_AUTH_TOKEN_KEYS"
             " (openssl rand -hex 32 makes a secret), or use serve --dev to try it out"
         )
-    if settings.server.tls_cert:
-        raise StartError(
-            "server.tls_cert is set, but this version has no TLS yet: unset it and let a proxy in front speak TLS"
-        )
     warnings = []
     if settings.redis.url:
         warnings.append("redis.url is set, but this version has no Redis mirror yet")

@@ -136,7 +136,7 @@ class Routes:
     def _ws_url(self, request: Request) -> str:
         public = self._settings.server.public_url
         if public is None:
-            return f"ws://{request.header(b'host')}{WEBSOCKET}"
+            return f"{'wss' if self._settings.server.tls_cert else 'ws'}://{request.header(b'host')}{WEBSOCKET}"
         parts = urlsplit(public)
         scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
         path = parts.path.rstrip("/") or WEBSOCKET

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 from fastpresence._native import engine as native
@@ -25,13 +25,14 @@ from fastpresence.presence.audience import Room
 from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor, room_scope
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
-from fastpresence.settings import ServerSettings, Settings, connection_limit, reloaded
+from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
 from fastpresence.worker.limits import RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
+from fastpresence.worker.tls import TlsFront
 
 __all__ = ["TICK_MS", "Worker"]
 
@@ -106,9 +107,13 @@ class Worker:
         self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
         self._ack_second = -1
         self._repeats = Repeats(REPEAT_S)
+        server = settings.server
+        self.tls: TlsFront | None = None
+        if server.tls_cert is not None and server.tls_key is not None:
+            self.tls = TlsFront(
+                loop, self.engine, server.tls_cert, server.tls_key, limits.connect_timeout, limits.send_buffer
+            )
         self.draining = False
-        #: Takes over renewed certificates; raises StartError when it can't.
-        self.on_reload_tls: Callable[[ServerSettings], None] | None = None
         self.errors: dict[str, int] = {}
         self._empty_rooms: list[Room] = []
 
@@ -120,8 +125,8 @@ class Worker:
         settings = reloaded(self.settings, settings)
         auth, server = settings.auth, settings.server
         keys, login_keys = TokenKeys(auth.token_keys), LoginKeys(auth, login_jwks)
-        if self.on_reload_tls is not None:
-            self.on_reload_tls(server)
+        if self.tls is not None and server.tls_cert is not None and server.tls_key is not None:
+            self.tls.reload(server.tls_cert, server.tls_key)
         self.settings, self.keys, self._origins = settings, keys, Origins(server.allowed_origins)
         self._routes.renew(settings, keys, ApiKeys(auth.api_keys), login_keys)
         set_level(settings.log.level)
@@ -135,7 +140,10 @@ class Worker:
 
     def start(self, listener_fd: int) -> None:
         """Accept, and keep the deadlines, from now on."""
-        self.engine.listen(listener_fd)
+        if self.tls is not None:
+            self.tls.listen(listener_fd)
+        else:
+            self.engine.listen(listener_fd)
         self.loop.add_reader(self.engine.fileno(), self.engine.run)
         self._tick(0)
 

@@ -1,0 +1,195 @@
+"""TLS connections: uvloop's transports around the same engine.
+
+    listener -> accept -> TLS handshake (uvloop) -> Carried --feed--> engine --write--> Carried -> transport
+
+The engine holds a record for each as for any other connection: frames, deadlines, audiences and closing are its own.
+Only the two ends differ, and they are here. A transport whose buffer is over its mark counts as a full socket.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from typing import Final, cast
+
+from fastpresence._native.engine import Engine
+from fastpresence.errors import StartError
+from fastpresence.logs import Repeats
+
+__all__ = ["TlsFront", "context"]
+
+LOG: Final = logging.getLogger("fastpresence.worker")
+
+#: New connections in one turn of the loop, as in the engine.
+ACCEPTS: Final = 64
+#: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
+BUFFER: Final = 65_536
+#: Handshakes under way at once: each costs some 50 KB and a millisecond or two of CPU; more wait in the kernel's queue.
+HANDSHAKES: Final = 256
+
+
+def context(cert: str, key: str) -> ssl.SSLContext:
+    """What the public port speaks: TLS 1.2 and 1.3, forward secrecy, no compression. Raises StartError."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of TLS 1.2; those of 1.3 are all good
+    made.set_alpn_protocols(["http/1.1"])
+    try:
+        made.load_cert_chain(cert, key)
+    except OSError as error:  # SSLError is one
+        raise StartError(
+            f"server.tls_cert and server.tls_key ({cert}, {key}) are not a certificate and its key in PEM:"
+            f" {error.strerror or error}"
+        ) from None
+    return made
+
+
+class Carried(asyncio.Protocol):
+    """One TLS connection: the engine's carrier and the transport's protocol."""
+
+    __slots__ = ("_engine", "_full", "_handle", "_transport", "address")
+
+    def __init__(self, engine: Engine, address: str) -> None:
+        self._engine = engine
+        self._handle: int | None = None
+        self._transport: asyncio.Transport | None = None
+        self._full = False
+        self.address = address
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER)
+        self._handle = self._engine.adopt(self)
+        if self._handle is None:
+            self._transport.abort()  # at the limit of connections
+
+    def data_received(self, data: bytes) -> None:
+        if self._handle is not None:
+            self._engine.feed(self._handle, bytes(data))
+
+    def pause_writing(self) -> None:
+        self._full = True
+        if self._handle is not None and self._transport is not None:
+            self._engine.full(self._handle)
+            self._transport.pause_reading()  # who does not drain its answers is not read from
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._handle is None or self._transport is None:
+            return
+        self._transport.resume_reading()
+        self._engine.drained(self._handle)
+        if self._full and self._handle is not None:  # what had waited filled it again
+            self._engine.full(self._handle)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._handle is not None:
+            self._engine.lost(self._handle)
+
+    # The engine's side.
+
+    def write(self, data: bytes) -> None:
+        """Send these bytes behind all before."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        """Nothing more comes: close once everything is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        """The engine has let go of it."""
+        self._handle = None
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class TlsFront:
+    """Accepts on the public port where it speaks TLS. One for a worker."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, engine: Engine, cert: str, key: str, connect_timeout: float, buffer: int
+    ) -> None:
+        self._loop = loop
+        self._engine = engine
+        self._context = context(cert, key)
+        self._connect_timeout = connect_timeout
+        self._buffer = buffer
+        self._listener: socket.socket | None = None
+        self._shaking: set[asyncio.Task[None]] = set()
+        self._repeats = Repeats()
+
+    def reload(self, cert: str, key: str) -> None:
+        """New connections get the new certificate. Raises StartError: then the old one stays."""
+        self._context = context(cert, key)
+
+    def listen(self, fd: int) -> None:
+        """Accept from this listening socket; it stays the caller's."""
+        self._listener = socket.socket(fileno=fd)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer)
+        self._loop.add_reader(fd, self._accept)
+
+    def close(self) -> None:
+        """Accept no more; handshakes under way are cut off."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.detach()
+            self._listener = None
+        for task in self._shaking:
+            task.cancel()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        for _ in range(ACCEPTS):
+            if len(self._shaking) >= HANDSHAKES:
+                # The rest waits in the queue until a handshake is done, in time or not.
+                self._loop.remove_reader(listener.fileno())
+                return
+            try:
+                client, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors, or it is gone already
+                self._repeats.log(
+                    LOG, logging.WARNING, "rejected handshake", now_s=self._loop.time(), reason=str(error)
+                )
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(0.1, self._listen_again)
+                return
+            client.setblocking(False)
+            task = self._loop.create_task(self._shake(client, str(address[0])))
+            self._shaking.add(task)
+            task.add_done_callback(self._shaken)
+
+    def _listen_again(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _shaken(self, task: "asyncio.Task[None]") -> None:
+        if len(self._shaking) == HANDSHAKES:
+            self._listen_again()
+        self._shaking.discard(task)
+
+    async def _shake(self, client: socket.socket, address: str) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: Carried(self._engine, address),
+                client,
+                ssl=self._context,
+                ssl_handshake_timeout=self._connect_timeout,
+                ssl_shutdown_timeout=1.0,
+            )
+        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:  # TimeoutError is an OSError
+            client.close()
+            if not isinstance(error, asyncio.CancelledError):
+                self._repeats.log(
+                    LOG, logging.WARNING, "rejected handshake", now_s=self._loop.time(), address=address, reason="TLS"
+                )
