@@ -106,6 +106,7 @@ def test_observers_see_and_are_not_seen(server: Server) -> None:
                 assert client.view.status(observer.user_id) in (None, "offline")
             assert member.view.rooms[room] == {member.user_id}
             assert server.http("GET", f"/api/online-status/{observer.user_id}")[1]["rev"] == 0
+            server.event("status changed", user_id=member.user_id)
             assert not server.logged("user online", user_id=observer.user_id)
 
     asyncio.run(story())

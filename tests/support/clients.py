@@ -400,6 +400,7 @@ class Clients:
         view: View | None = None,
         receive_buffer: int | None = None,
         url: str | None = None,
+        deflate: bool = True,
     ) -> Client:
         """An observer: connected, welcomed and, where it is to be, told of the public users."""
         token = token or self.server.token(user_id, user_type, room_id=room_id)
@@ -416,6 +417,7 @@ class Clients:
                 sock=sock,
                 subprotocols=[Subprotocol(f"fastpresence.v1.{codec}")],
                 additional_headers={"Authorization": f"Bearer {token}"},
+                compression="deflate" if deflate else None,
                 ping_interval=None,  # a ping is a sign of life: tests send their own
                 open_timeout=DEADLINE,
                 close_timeout=DEADLINE,
