@@ -271,6 +271,7 @@ FRAMING: dict[str, tuple[Callable[[RawClient, int], object], int]] = {
     "a reserved opcode": (lambda raw, _: raw.send_frame(0x3, b"{}"), 1002),
     "a reserved control opcode": (lambda raw, _: raw.send_frame(0xB, b""), 1002),
     "a reserved bit": (lambda raw, kind: raw.send_frame(kind | 0x20, b"{}"), 1002),
+    "compression that was not agreed upon": (lambda raw, kind: raw.send_frame(kind | raw.DEFLATED, b"{}"), 1002),
     "a continuation of nothing": (lambda raw, _: raw.send_frame(0x0, b"{}"), 1002),
     "a message within a message": (lambda raw, kind: _in_pieces(raw, (kind, b"{"), (kind, b"}")), 1002),
     "a ping in fragments": (lambda raw, _: raw.send_frame(RawClient.PING, b"", fin=False), 1002),

@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -480,9 +481,13 @@ class RawClient:
     CLOSE: Final = 0x8
     PING: Final = 0x9
     PONG: Final = 0xA
+    #: Beside an opcode: RSV1.
+    DEFLATED: Final = 0x40
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.deflates = False  #: permessage-deflate was agreed upon
+        self.was_deflated = False  #: the last frame
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -504,15 +509,17 @@ class RawClient:
     @classmethod
     @contextlib.asynccontextmanager
     async def upgraded(
-        cls, server: Server, user_id: str, user_type: str = "user", *, codec: Codec = "json"
+        cls, server: Server, user_id: str, user_type: str = "user", *, codec: Codec = "json", deflate: bool = False
     ) -> AsyncIterator[Self]:
         """A WebSocket behind its handshake and its first frames (public=0: that is only `welcome`)."""
         async with cls.open(server) as raw:
             protocol = f"Sec-WebSocket-Protocol: fastpresence.v1.{codec}"
-            head = cls.upgrade_request(server.token(user_id, user_type), "/ws?public=0", protocol)
-            raw.send(head)
-            status, _, _ = await raw.response()
+            extensions = ["Sec-WebSocket-Extensions: permessage-deflate"] if deflate else []
+            raw.send(cls.upgrade_request(server.token(user_id, user_type), "/ws?public=0", protocol, *extensions))
+            status, headers, _ = await raw.response()
             assert status == 101
+            raw.deflates = "sec-websocket-extensions" in headers
+            assert raw.deflates is deflate
             opcode, payload = await raw.frame()
             assert opcode == (cls.TEXT if codec == "json" else cls.BINARY)
             assert b"welcome" in payload
@@ -572,7 +579,7 @@ class RawClient:
             return int(head[0].split()[1]), headers, body
 
     async def frame(self) -> tuple[int, bytes]:
-        """The next frame: opcode and payload. The server never masks and never fragments."""
+        """The next frame: opcode and payload, inflated. The server never masks and never fragments."""
         async with asyncio.timeout(DEADLINE):
             first, second = await self._reader.readexactly(2)
             assert first & 0x80, "a fragment"
@@ -580,7 +587,12 @@ class RawClient:
             length = second & 0x7F
             if length >= 126:
                 length = int.from_bytes(await self._reader.readexactly(2 if length == 126 else 8), "big")
-            return first & 0x0F, await self._reader.readexactly(length)
+            opcode, payload = first & 0x0F, await self._reader.readexactly(length)
+        self.was_deflated = bool(first & self.DEFLATED)
+        assert first & 0x70 in ((0, self.DEFLATED) if self.deflates and opcode < self.CLOSE else (0,))
+        if self.was_deflated:  # RFC 7692, section 7.2.2; a new window each time: no context is taken over
+            payload = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")
+        return opcode, payload
 
     async def closed(self) -> int:
         """The code of the close frame, which is the next frame; the closing handshake, and the end of the stream."""
