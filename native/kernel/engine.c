@@ -645,6 +645,8 @@ void fp_engine_advance(fp_engine *engine)
 {
     uint32_t due[256];
     size_t count;
+    if (engine->epoll_fd < 0)
+        return; /* given back already: there is no wheel any more */
     engine->now_ms = fp_now_ms();
     do {
         count = fp_wheel_advance(&engine->wheel, engine->now_ms, due, 256);

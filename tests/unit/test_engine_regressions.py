@@ -111,3 +111,14 @@ def test_a_new_audience_costs_the_same_among_many() -> None:
     assert sorted(engine.new_audience() for _ in range(3)) == sorted(numbers[:3])
     engine.close_all()
     assert engine.new_audience() == 0
+
+
+def test_a_tick_that_comes_after_the_end_finds_nothing_to_do() -> None:
+    program = """
+from fastpresence._native.engine import Engine
+engine = Engine(print)
+engine.close_all()
+engine.advance()
+engine.send()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
