@@ -26,6 +26,7 @@ cdef extern from "engine.h" nogil:
         FP_COMPRESSED
         FP_VARIANTS
         FP_ARENA_MAX
+        FP_READ
         FP_NONE
     ctypedef uint64_t fp_handle
     ctypedef enum fp_end:
@@ -373,8 +374,15 @@ cdef class Engine:
 
     def feed(self, fp_handle handle, bytes data not None):
         """Bytes came."""
-        fp_engine_feed(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        self.deliver()
+        cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef size_t left = PyBytes_GET_SIZE(data), part
+        while left:
+            # A read's worth at a time, as from a socket: what is behind a request may be a WebSocket's by then.
+            part = min(left, <size_t>FP_READ)
+            fp_engine_feed(&self.engine, handle, at, part)
+            self.deliver()
+            at += part
+            left -= part
 
     def full(self, fp_handle handle):
         """Its carrier's buffer is full: what may wait waits, presence is left out."""
