@@ -1,4 +1,4 @@
-"""permessage-deflate (RFC 7692) on real sockets: what is agreed upon, what a message is worth alone, what is refused."""
+"""permessage-deflate (RFC 7692) on real sockets: what is agreed upon, that messages stand alone, what is refused."""
 
 import asyncio
 import json
