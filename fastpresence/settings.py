@@ -42,6 +42,7 @@ __all__ = [
     "login_jwks",
     "masked",
     "reloaded",
+    "replaceable",
     "state_directory",
     "types",
 ]
@@ -60,7 +61,7 @@ MIN_SECRET: Final = 16
 RESERVED_DESCRIPTORS: Final = 64
 #: Bytes of a JWKS file; a provider's have some thousands.
 MAX_JWKS: Final = 1_048_576
-#: What a running worker can replace (SIGHUP). Everything else is as it was until the next start.
+#: What a running worker can replace (`replaceable`). Everything else is as it was until the next start.
 RELOADABLE: Final = frozenset(
     {
         "server.public_url",
@@ -283,10 +284,17 @@ def changed(old: Settings, new: Settings) -> list[str]:
     return [key for key in types() if _value(old, key) != _value(new, key)]
 
 
+def replaceable(running: Settings, wanted: Settings) -> frozenset[str]:
+    """The names of the settings that a running worker can take over from `wanted`."""
+    if (running.server.tls_cert is None) == (wanted.server.tls_cert is None):
+        return RELOADABLE
+    return RELOADABLE - {"server.tls_cert", "server.tls_key"}  # files are renewed; TLS comes and goes with a restart
+
+
 def reloaded(running: Settings, wanted: Settings) -> Settings:
     """`running` with what can be replaced without a restart taken from `wanted`."""
     sections: dict[str, dict[str, Any]] = {}
-    for key in RELOADABLE:
+    for key in replaceable(running, wanted):
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = _value(wanted, key)
     return msgspec.structs.replace(

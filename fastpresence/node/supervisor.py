@@ -30,7 +30,7 @@ import uvloop
 from fastpresence.errors import PeerError, SettingsError, StartError
 from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Stats, Stop, encode
 from fastpresence.logs import event, set_level
-from fastpresence.settings import RELOADABLE, Settings, changed
+from fastpresence.settings import Settings, changed, replaceable
 
 __all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
 
@@ -422,8 +422,13 @@ class Supervisor:
         """The settings that are not in force here, or in some worker, and can't come into force as it runs."""
         late = {key for key in changed(self._first_settings, settings) if key.startswith(OF_THE_NODE)}
         for worker in self._workers.values():
-            late.update(key for key in changed(worker.settings, settings) if not key.startswith(OF_THE_NODE))
-        return sorted(late - RELOADABLE)
+            at_once = replaceable(worker.settings, settings)
+            late.update(
+                key
+                for key in changed(worker.settings, settings)
+                if key not in at_once and not key.startswith(OF_THE_NODE)
+            )
+        return sorted(late)
 
     def _has_reloaded(self, worker: Worker, answer: Reloaded) -> None:
         worker.generation = answer.generation

@@ -31,7 +31,7 @@ class Config:
         self.tables: dict[str, dict[str, Any]] = {"auth": {"token_keys": [OLD], "api_keys": [API_KEY]}}
         self.write()
 
-    def write(self, text: str | None = None, **changes: dict[str, Any]) -> None:
+    def write(self, text: str | None = None, **changes: Any) -> None:
         for section, values in changes.items():
             self.tables.setdefault(section, {}).update(values)
         lines = [
@@ -178,7 +178,7 @@ def test_settings_that_are_bad_change_nothing_and_one_line_says_why(start: Start
 def test_what_cannot_change_in_place_is_named_in_one_line_and_left_as_it_was(start: Start, tmp_path: Path) -> None:
     config = Config(tmp_path)
     server = config.begin(start)
-    changed: dict[str, dict[str, Any]] = {
+    changed: dict[str, Any] = {
         "limits": {"frame_size": 2048, "message_size": 4096},
         "presence": {"heartbeat_interval": 7, "public_types": ["kol", "user"]},
         "server": {"allowed_origins": ["https://new.example"], "public_url": "wss://chat.example", "workers": 999},

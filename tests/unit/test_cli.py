@@ -130,6 +130,26 @@ def test_every_fault_of_the_settings_is_a_line_of_its_own(
     assert all(line.startswith("fastpresence: ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FASTPRESENCE_AUTH_LOGIN_KEYS", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"),
+        ("FASTPRESENCE_AUTH_LOGIN_JWKS_FILE", "/nonexistent/keys.json"),
+        ("FASTPRESENCE_AUTH_LOGIN_JWKS_FILE", __file__),
+    ],
+)
+def test_a_login_key_that_cannot_be_read_fails_the_start_in_one_line_that_names_its_setting(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTPRESENCE_AUTH_TOKEN_KEYS", f"k1:{SECRET}")
+    monkeypatch.setenv(variable, value)
+    assert main(["serve"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    name = variable.removeprefix("FASTPRESENCE_AUTH_").lower()
+    assert err.startswith(f"fastpresence: auth.{name}: ")
+
+
 def test_the_tour_is_not_given_a_key_that_outlives_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

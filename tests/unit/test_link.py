@@ -5,12 +5,15 @@ import struct
 import pytest
 
 from fastpresence.errors import PeerError
-from fastpresence.link import MAX_FRAME, Boot, FrameReader, LinkFrame, Ready, Stats, Stop, encode
+from fastpresence.link import MAX_FRAME, Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Stats, Stop, encode
 from fastpresence.settings import AuthSettings, Settings, TokenKey
 
 FRAMES: list[LinkFrame] = [
     Boot(Settings(auth=AuthSettings(token_keys=(TokenKey("k", "s" * 16),))), worker=0, listener_fd=5),
     Ready(port=8080, pid=123),
+    Reload(3, Settings(auth=AuthSettings(login_jwks_file="f")), '{"keys": []}'),
+    Reloaded(3),
+    Reloaded(4, "a problem"),
     Stats(connections=15_000, users=7),
     Stop(drain_time=2.5),
 ]

@@ -8,15 +8,22 @@ import pytest
 
 from fastpresence.errors import SettingsError, StartError
 from fastpresence.settings import (
+    MAX_JWKS,
+    RELOADABLE,
+    AuthSettings,
     LimitsSettings,
     ServerSettings,
     Settings,
     TokenKey,
+    changed,
     check_start,
     connection_limit,
     database_url,
     load,
+    login_jwks,
     masked,
+    reloaded,
+    replaceable,
     state_directory,
     types,
 )
@@ -343,3 +350,54 @@ def test_the_connection_limit_never_exceeds_what_the_file_limit_allows() -> None
 def test_a_setting_cannot_be_changed_after_the_start() -> None:
     with pytest.raises(AttributeError):
         ServerSettings().port = 1  # type: ignore[misc]
+
+
+# What changes while a server runs.
+
+
+def test_what_differs_is_told_by_name() -> None:
+    assert changed(Settings(), Settings()) == []
+    other = Settings(server=ServerSettings(port=1), limits=LimitsSettings(rate=1))
+    assert changed(Settings(), other) == ["server.port", "limits.rate"]
+
+
+def test_a_reload_takes_what_can_be_replaced_and_leaves_the_rest() -> None:
+    env = {"FASTPRESENCE_AUTH_TOKEN_KEYS": f"k1:{SECRET}", "FASTPRESENCE_SERVER_TLS_CERT": "/c"}
+    env |= {"FASTPRESENCE_SERVER_TLS_KEY": "/k", "FASTPRESENCE_LIMITS_RATE": "7", "FASTPRESENCE_LOG_LEVEL": "debug"}
+    running = Settings(server=ServerSettings(tls_cert="/old", tls_key="/old"))
+    wanted = load({"server.port": "1"}, env).settings
+    after = reloaded(running, wanted)
+    assert set(changed(running, after)) == {"auth.token_keys", "server.tls_cert", "server.tls_key", "log.level"}
+    assert "server.port" in changed(after, wanted)
+    assert set(changed(after, wanted)).isdisjoint(RELOADABLE)
+    assert types().keys() >= RELOADABLE
+
+
+@pytest.mark.parametrize("tls", [{}, {"tls_cert": "/c", "tls_key": "/k"}])
+def test_tls_neither_comes_nor_goes_without_a_restart(tls: dict[str, str]) -> None:
+    with_tls, without = Settings(server=ServerSettings(tls_cert="/c", tls_key="/k")), Settings()
+    running, wanted = (with_tls, without) if tls else (without, with_tls)
+    assert reloaded(running, wanted) == running
+    assert RELOADABLE - replaceable(running, wanted) == {"server.tls_cert", "server.tls_key"}
+
+
+def test_a_jwks_file_is_read_whole_or_refused_by_the_settings_name(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    auth = AuthSettings(login_jwks_file=str(file))
+    assert login_jwks(AuthSettings()) is None
+    file.write_bytes(b'\xef\xbb\xbf{"keys": []}')  # as some editors begin a file
+    assert login_jwks(auth) == '{"keys": []}'
+    file.write_bytes(b"x" * (MAX_JWKS + 1))
+
+    def refused() -> str:
+        with pytest.raises(StartError) as caught:
+            login_jwks(auth)
+        return str(caught.value).removeprefix(f"auth.login_jwks_file: {file} ")
+
+    assert refused() == f"is over {MAX_JWKS} bytes"
+    file.write_bytes(b"\xff")
+    assert refused() == "cannot be read: not UTF-8"
+    file.unlink()
+    assert refused() == "cannot be read: No such file or directory"
+    file.mkdir()
+    assert refused() == "cannot be read: Is a directory"

@@ -29,14 +29,24 @@ DEADLINE = 20.0
 
 NODE = """
 import json, sys, uvloop
+from fastpresence.errors import StartError
 from fastpresence.logs import setup
+from fastpresence.node import supervisor
 from fastpresence.node.supervisor import Supervisor
 from fastpresence.settings import ServerSettings, Settings
-argv, drain_time, is_dev = json.loads(sys.argv[1])
+argv, drain_time, is_dev, reads = json.loads(sys.argv[1])
 stop = setup("debug", "json")
-settings = Settings(server=ServerSettings(host="127.0.0.1", port=0, drain_time=drain_time))
+supervisor.RELOAD_TIME = 0.5
+def settings_of(**server):
+    return Settings(server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}))
+settings = settings_of()
+def read_again():
+    if not reads:
+        raise StartError("there is nothing to read")
+    return settings_of(**reads.pop(0)), None
 async def main():
-    return await Supervisor(settings, argv=argv, is_dev=is_dev).run()
+    again = None if reads is None else read_again
+    return await Supervisor(settings, argv=argv, is_dev=is_dev, read_again=again).run()
 status = uvloop.run(main())
 stop()
 sys.exit(status)
@@ -46,9 +56,16 @@ sys.exit(status)
 class Node:
     """A node process whose workers are stubs, and the events it logs."""
 
-    def __init__(self, *mode: str, drain_time: float = 5, is_dev: bool = False, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *mode: str,
+        drain_time: float = 5,
+        is_dev: bool = False,
+        reads: list[dict[str, Any]] | None = None,  # what it finds at each SIGHUP, in server.*
+        env: dict[str, str] | None = None,
+    ):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev])],
+            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads])],
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         )
@@ -252,6 +269,71 @@ def test_systemd_hears_of_ready_counts_and_stopping(start: Start, tmp_path: Path
         node.signal(signal.SIGTERM)
         assert manager.recv(1000) == b"STOPPING=1"
         assert node.end() == 0
+
+
+# SIGHUP.
+
+
+def test_a_reload_is_over_when_the_worker_has_answered_and_a_refused_one_changes_nothing(start: Start) -> None:
+    node = start("reload", reads=[{"drain_time": 7}])
+    node.event("listening")
+    node.signal(signal.SIGHUP)
+    assert node.event("reloaded")["generation"] == 1
+    node.signal(signal.SIGHUP)
+    assert node.event("reload refused")["reason"] == "there is nothing to read"
+    node.signal(signal.SIGTERM)
+    assert node.event("stopping")["drain_time"] == 7
+    assert node.end() == 0
+
+
+def test_a_worker_that_could_not_take_the_new_settings_over_is_told_of(start: Start) -> None:
+    node = start("reload", reads=[{"public_url": "ws://no"}, {}])
+    node.event("listening")
+    node.signal(signal.SIGHUP)
+    failed = node.event("reload failed")
+    assert (failed["worker"], failed["generation"], failed["reason"]) == (0, 1, "ws://no")
+    node.signal(signal.SIGHUP)
+    assert node.event("reloaded")["generation"] == 2
+
+
+def test_a_worker_that_does_not_answer_holds_a_reload_up_for_no_longer_than_its_time(
+    start: Start, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE)
+        node = start("serve", reads=[{}], env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        for state in (b"READY=1", b"STATUS=0", b"STATUS=7"):
+            assert manager.recv(1000).startswith(state)
+        node.signal(signal.SIGHUP)
+        assert manager.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert node.event("reload not answered")["workers"] == "[0]"
+        assert manager.recv(1000) == b"READY=1"
+
+
+def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(start: Start) -> None:
+    node = start("reload", reads=[{}])
+    pid = node.event("worker started")["pid"]
+    node.event("listening")
+    os.kill(pid, signal.SIGSTOP)
+    node.signal(signal.SIGHUP)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    assert node.event("reloaded")["generation"] == 1
+
+
+def test_what_belongs_to_the_node_is_late_whatever_worker_runs(start: Start) -> None:
+    node = start("reload", reads=[{"port": 1, "workers": 3, "tls_cert": "c", "tls_key": "k"}] * 2)
+    first = node.event("worker started")["pid"]
+    node.event("listening")
+    node.signal(signal.SIGHUP)
+    late = "server.port,server.tls_cert,server.tls_key,server.workers"
+    assert node.event("reload: needs a restart")["settings"] == late
+    node.event("reloaded")
+    os.kill(first, signal.SIGKILL)
+    node.event("worker ready")
+    node.signal(signal.SIGHUP)
+    assert node.event("reload: needs a restart")["settings"] == "server.port,server.workers"
 
 
 def test_without_a_service_manager_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
