@@ -32,7 +32,7 @@ enum {
     FP_READ = 65536,              /* bytes of one read */
     FP_VARIANTS = 4,              /* kinds of recipient: JSON, MessagePack, each also deflated */
     FP_JOINED = 16,               /* pieces that one system call joins at the most */
-    FP_ARENA_MAX = 4 << 20,       /* bytes of answers gathered in one turn before they are sent early */
+    FP_ARENA_MAX = 4 << 20,       /* bytes of answers gathered in one turn before they are sent early; never held more */
     FP_LINGER_READ = 1 << 20,     /* bytes discarded while waiting for the end of a connection */
     FP_LINGER_MS = 1000,
     FP_CLOSE_MS = 5000,           /* for the peer's half of the closing handshake */
@@ -73,6 +73,7 @@ typedef struct {
     uint8_t deflate : 1;     /* permessage-deflate was negotiated */
     uint8_t carried : 1;     /* has no socket here: its bytes go through the hooks */
     uint8_t touched : 1;     /* on the list of connections with something pending */
+    uint8_t leaving : 1;     /* its end was told; what it said before is being answered, then comes the close frame */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
     uint32_t pending, pending_last; /* pieces of this turn */
@@ -111,6 +112,12 @@ typedef struct {
     uint32_t conn, next;
     size_t offset, size; /* in the arena */
 } fp_piece;
+
+typedef struct {
+    fp_handle handle;
+    const char *reason; /* static */
+    uint16_t code;
+} fp_leaver;
 
 typedef struct {
     void *context;
@@ -160,6 +167,9 @@ typedef struct {
     uint32_t piece_count, piece_capacity;
     uint32_t *touched;
     uint32_t touched_count, touched_capacity;
+    /* Who is to get a close frame at the end of this turn, behind the answers to what came before its own. */
+    fp_leaver *leavers;
+    uint32_t leaver_count, leaver_capacity;
     /* Audiences and the running flush (audience.c). */
     fp_audience *audiences;
     uint32_t audience_count, audience_capacity, free_audience;
@@ -182,7 +192,8 @@ void fp_engine_free(fp_engine *engine); /* closes every connection, calls no hoo
 int fp_engine_poll(fp_engine *engine);
 /* Let deadlines run out. */
 void fp_engine_advance(fp_engine *engine);
-/* Send what was gathered for each connection: one system call each. */
+/* The end of a turn, when all that happened was answered: close who is leaving, and send what was gathered for each
+ * connection, one system call each. */
 void fp_engine_send(fp_engine *engine);
 
 /* Of an HTTP connection: it is a WebSocket from now on. `after` are bytes that came behind the request. */

@@ -102,7 +102,7 @@ static void release(fp_engine *engine, fp_conn *conn)
 /* An owner that waits for news hears that it is over; then the record goes. */
 static void end(fp_engine *engine, fp_conn *conn, fp_end how, uint16_t code)
 {
-    if (conn->state == FP_HTTP || conn->state == FP_OPEN)
+    if ((conn->state == FP_HTTP || conn->state == FP_OPEN) && !conn->leaving)
         engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), how, code);
     release(engine, conn);
 }
@@ -271,7 +271,7 @@ void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsi
         shut(engine, conn);
 }
 
-void fp_engine_send(fp_engine *engine)
+static void send_gathered(fp_engine *engine)
 {
     for (uint32_t i = 0; i < engine->touched_count; i++) {
         fp_conn *conn = &engine->conns[engine->touched[i]];
@@ -290,7 +290,14 @@ static bool put(fp_engine *engine, fp_conn *conn, const struct iovec *parts, uns
     for (unsigned i = 0; i < count; i++)
         size += parts[i].iov_len;
     if (engine->arena_size + size > FP_ARENA_MAX)
-        fp_engine_send(engine); /* may leave a rest, which these bytes must not overtake */
+        send_gathered(engine); /* may leave a rest, which these bytes must not overtake */
+    if (!conn->rest && size > FP_ARENA_MAX) { /* the arena does not grow for it: sent from where it is */
+        fp_bytes frames[2] = {{parts[0].iov_base, parts[0].iov_len}};
+        if (count > 1)
+            frames[1] = (fp_bytes){parts[1].iov_base, parts[1].iov_len};
+        fp_conn_send(engine, conn, frames, count);
+        return true;
+    }
     if (!conn->rest)
         return gather(engine, conn, parts, count);
     return conn->rest->size - conn->rest->done + size <= bound && append_rest(conn, parts, count);
@@ -310,6 +317,9 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
 {
     uint8_t payload[FP_CONTROL_MAX];
     size_t used = 0;
+    if (conn->leaving)
+        state = FP_LINGER; /* the peer's half is done: nobody's answer is waited for */
+    conn->leaving = 0;
     if (code != 1005) {
         payload[0] = (uint8_t)(code >> 8);
         payload[1] = (uint8_t)code;
@@ -342,16 +352,41 @@ static void linger(fp_engine *engine, fp_conn *conn)
     arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
 }
 
+void fp_engine_send(fp_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->leaver_count; i++) {
+        const fp_leaver *leaver = &engine->leavers[i];
+        fp_conn *conn = fp_engine_conn(engine, leaver->handle);
+        if (conn && conn->leaving)
+            put_close(engine, conn, leaver->code, leaver->reason, strlen(leaver->reason), FP_LINGER);
+    }
+    engine->leaver_count = 0;
+    send_gathered(engine);
+}
+
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
+
+/* Nothing more is taken from an open connection. Its owner may still answer what came before: the close frame is put
+ * behind that, at the end of the turn. */
+static void leave(fp_engine *engine, fp_conn *conn, fp_end how, uint16_t code, const char *reason)
+{
+    conn->leaving = 1;
+    fp_audience_leave_all(engine, conn);
+    drop_stream(conn);
+    engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), how, code);
+    if (reserve((void **)&engine->leavers, &engine->leaver_capacity, engine->leaver_count + 1, sizeof(fp_leaver)))
+        engine->leavers[engine->leaver_count++] =
+            (fp_leaver){.handle = fp_engine_handle(engine, conn), .reason = reason, .code = code};
+    else
+        put_close(engine, conn, code, reason, strlen(reason), FP_LINGER);
+}
 
 static void violate(fp_engine *engine, fp_conn *conn, uint16_t code, const char *reason)
 {
-    if (conn->state != FP_OPEN) { /* section 5.5.1: nothing follows the close frame that we sent */
-        linger(engine, conn);
-        return;
-    }
-    put_close(engine, conn, code, reason, strlen(reason), FP_LINGER);
-    engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_VIOLATION, code);
+    if (conn->state == FP_OPEN)
+        leave(engine, conn, FP_VIOLATION, code, reason);
+    else
+        linger(engine, conn); /* section 5.5.1: nothing follows the close frame that we sent */
 }
 
 /* False when the connection no longer takes frames. */
@@ -368,8 +403,7 @@ static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event
     } else if (wrong) {
         violate(engine, conn, wrong, "bad close frame");
     } else {
-        put_close(engine, conn, code, NULL, 0, FP_LINGER); /* section 5.5.1: echo the code */
-        engine->hooks.ended(engine->hooks.context, fp_engine_handle(engine, conn), FP_CLOSED, code);
+        leave(engine, conn, FP_CLOSED, code, ""); /* section 5.5.1: echo the code */
     }
     return false;
 }
@@ -377,6 +411,8 @@ static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event
 /* Bytes of an open connection: in place where whole frames came, else through the connection's own stream. */
 static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
 {
+    if (conn->leaving)
+        return;
     fp_stream local;
     fp_stream *stream = conn->stream;
     if (!stream) {
@@ -418,7 +454,7 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
             break;
         }
     }
-    if (conn->state == FP_LINGER) { /* conn->stream is dropped already */
+    if (conn->state == FP_LINGER || conn->leaving) { /* conn->stream is dropped already */
         if (stream == &local)
             free(local.buffer);
         return;
@@ -881,6 +917,7 @@ void fp_engine_free(fp_engine *engine)
     free(engine->arena);
     free(engine->pieces);
     free(engine->touched);
+    free(engine->leavers);
     free(engine->audiences);
     free(engine->members);
     memset(engine, 0, sizeof *engine);
