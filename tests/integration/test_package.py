@@ -64,7 +64,9 @@ def sources(*patterns: str) -> set[str]:
 
 def test_the_sdist_has_every_source_and_nothing_that_was_made_of_them(built: Path) -> None:
     names = in_sdist(built)
-    wanted = sources("fastpresence/**/*.py", "fastpresence/**/*.pyi", "native/*.pyx", "native/**/*.[ch]")
+    wanted = sources(
+        "fastpresence/**/*.py", "fastpresence/**/*.pyi", "native/*.pyx", "native/kernel/*.c", "native/include/*.h"
+    )
     assert wanted
     assert wanted <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "fastpresence/py.typed"} <= names
