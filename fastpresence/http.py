@@ -6,6 +6,7 @@ One parser lives while its connection speaks HTTP. Everything it holds is bounde
 request that asks for an upgrade ends the parser: `Request.after` has the bytes that came behind it. May import errors.
 """
 
+import re
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
@@ -40,6 +41,17 @@ PHRASES: Final = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
+
+#: The first line of a connection, as strict as RFC 9112 (section 3) allows: httptools takes more spaces, and a bare LF
+#: before it. An empty line before it is ignored (section 2.2).
+_FIRST_LINE: Final = re.compile(rb"(?:\r\n)*[A-Z-]+ [^ ]+ HTTP/[0-9.]+\r\n")
+_LINE_ENDS: Final = b"\r\n"
+#: uri-host [":" port] (RFC 9112, section 3.2; RFC 3986, section 3.2.2), and not empty.
+_HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::[0-9]*)?", re.ASCII)
+#: A request target in absolute form, which a server has to take (RFC 9112, section 3.2.2; RFC 6455, section 4.2.1).
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+#: NEL outside of a character of several bytes: some take it for a line end.
+_NEL: Final = re.compile(rb"(?<![\x80-\xff])\x85")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -83,7 +95,8 @@ class Request:
 
     def all(self, name: bytes) -> list[str]:
         """The same, split at their commas."""
-        return [item.strip() for value in self.values(name) for item in value.split(",") if item.strip()]
+        items = [item.strip(" \t") for value in self.values(name) for item in value.split(",")]
+        return [item for item in items if item]
 
     def query(self) -> dict[str, str]:
         """The query's parameters; of a name that comes twice the last."""
@@ -129,6 +142,8 @@ class _Cutter:
         self._parser: Any = None
         self._done: list[Request] = []
         self._fault: HttpError | None = None
+        #: What came of the connection's first line; None once it was looked at.
+        self._first: bytes | None = b""
         self._begin()
 
     def _begin(self) -> None:
@@ -143,6 +158,8 @@ class _Cutter:
 
     def feed(self, parser: Any, data: bytes) -> list[Request]:
         self._done = []
+        if self._first is not None:
+            self._check_first_line(data)
         if self._in_head:
             # Counted before parsing: what a head is made of does not matter, only that it ends in time.
             self._head_size += len(data)
@@ -167,6 +184,18 @@ class _Cutter:
             raise HttpError(413, "too_large", "chunk heads or trailers too long")
         return self._done
 
+    def _check_first_line(self, data: bytes) -> None:
+        """Before the parser sees it."""
+        line = (self._first or b"") + data[: HEAD_MAX + 1]
+        begin = len(line) - len(line.lstrip(_LINE_ENDS))
+        end = line.find(b"\n", begin)
+        if end < 0:
+            self._first = line if len(line) <= HEAD_MAX else None  # it is too long, and will be refused for that
+            return
+        self._first = None
+        if not _FIRST_LINE.fullmatch(line, 0, end + 1):
+            raise HttpError(400, "bad_request", "not a valid HTTP/1.1 request")
+
     # The fault is neither kept nor a local of a frame that raises: a traceback holds its frames, and they hold us.
 
     def _refuse(self, status: int, code: str, message: str) -> None:
@@ -187,7 +216,9 @@ class _Cutter:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # a trailer is no header (RFC 9110, section 6.5.1): no credential comes behind the body
-        self._headers.append((name.lower(), value))
+        if not value.isascii() and _NEL.search(value):
+            self._refuse(400, "bad_request", "a line end that is none")
+        self._headers.append((name.lower(), value.strip(b" \t")))
         if len(self._headers) > HEADERS_MAX:
             self._refuse(431, "bad_request", "too many headers")
 
@@ -197,16 +228,44 @@ class _Cutter:
             self._refuse(400, "bad_request", "HTTP/1.1 is spoken here")
         if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_MAX:
             self._refuse(431, "bad_request", "request head too long")
+        self._check_headers()
+        absolute = _ABSOLUTE.fullmatch(self._target)
+        if absolute is not None:
+            host, self._target = absolute.groups()
+            if not _HOST.fullmatch(host):
+                self._refuse(400, "bad_request", "not a valid request target")
+            if not self._target.startswith(b"/"):
+                self._target = b"/" + self._target
+            # It wins over the header (RFC 9112, section 3.2.2).
+            self._headers = [(name, host if name == b"host" else value) for name, value in self._headers]
+        elif b"#" in self._target:
+            self._refuse(400, "bad_request", "a request target has no fragment")
+        method = self._parser.get_method().decode("latin-1")
+        self._current = Request(method, self._target, self._headers, self._parser.should_keep_alive())
+
+    def _check_headers(self) -> None:
+        """What decides where this request goes and where the next one begins (RFC 9112, sections 3.2 and 6)."""
         hosts = 0
+        has_body = False
         for name, value in self._headers:
             if name == b"host":
                 hosts += 1
-            elif name == b"content-length" and (not value.isdigit() or int(value) > self._body_size):
-                self._refuse(413, "too_large", f"body over {self._body_size} bytes")
+                if not _HOST.fullmatch(value):
+                    self._refuse(400, "bad_request", "Host: not a host")
+            elif name == b"content-length":
+                if not value.isdigit():
+                    self._refuse(400, "bad_request", "Content-Length: not a number")
+                if len(value) > 19 or int(value) > self._body_size:
+                    self._refuse(413, "too_large", f"body over {self._body_size} bytes")
+                has_body = has_body or int(value) > 0
+            elif name == b"transfer-encoding":
+                has_body = True
+                if value.lower() != b"chunked":
+                    self._refuse(400, "bad_request", "Transfer-Encoding: only chunked is known here")
         if hosts != 1:
             self._refuse(400, "bad_request", "one Host header is required")
-        method = self._parser.get_method().decode("latin-1")
-        self._current = Request(method, self._target, self._headers, self._parser.should_keep_alive())
+        if has_body and self._parser.should_upgrade():
+            self._refuse(400, "bad_request", "a request that asks for an upgrade has no body")
 
     def on_body(self, part: bytes) -> None:
         self._body_have += len(part)
