@@ -4,6 +4,7 @@ RFC 6455 section 4.2 for the WebSocket's part, the protocol's section 1 for toke
 """
 
 import binascii
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Collection
 from hashlib import sha1
@@ -20,6 +21,7 @@ from fastpresence.worker.deflate import negotiate
 
 __all__ = ["Accepted", "Origins", "accept", "compression", "switching", "upgrade_key"]
 
+TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 
@@ -61,7 +63,10 @@ def upgrade_key(request: Request) -> str:
     """The Sec-WebSocket-Key of a request that may be upgraded (RFC 6455, section 4.2.1). Raises HttpError."""
     if request.method != "GET":
         raise HttpError(405, "bad_request", "the WebSocket is opened with GET", (("Allow", "GET"),))
-    if not request.upgrade or (request.header(b"upgrade") or "").lower() != "websocket":
+    for name in (b"upgrade", b"sec-websocket-version", b"sec-websocket-key"):
+        if len(request.values(name)) > 1:  # section 11.3: which one would count?
+            raise HttpError(400, "bad_request", f"{name.decode()}: more than once")
+    if not request.upgrade or "websocket" not in [name.lower() for name in request.all(b"upgrade")]:
         raise HttpError(426, "upgrade_required", "this path speaks WebSocket", (("Upgrade", "websocket"),))
     if request.header(b"sec-websocket-version") != "13":
         headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))  # RFC 9110, 15.5.22; RFC 6455, 4.4
@@ -100,10 +105,12 @@ def switching(key: str, subprotocol: str | None, extension: str | None) -> bytes
 def accept(request: Request, *, keys: TokenKeys, origins: Origins, user_types: Collection[str], now: int) -> Accepted:
     """Check a GET of the WebSocket's path. `now`: Unix epoch, seconds. Raises HttpError."""
     key = upgrade_key(request)
-    origin = request.header(b"origin")
-    if origin is not None and not origins.allows(origin, request.header(b"host") or ""):
+    named = request.values(b"origin")
+    if len(named) > 1 or (named and not origins.allows(named[0], request.header(b"host") or "")):
         raise HttpError(403, "forbidden", "this origin may not connect")
     offered = request.all(b"sec-websocket-protocol")
+    if not all(TOKEN.fullmatch(name) for name in offered):  # section 4.1; the answer repeats one of them
+        raise HttpError(400, "bad_request", "Sec-WebSocket-Protocol: not a list of tokens")
     query = request.query()
     token, chosen = _token(request, offered, query)
     if token is None:
