@@ -30,7 +30,10 @@ OFFERS_MAX: Final = 32
 STREAMS_MAX: Final = 16
 
 _TOKEN = re.compile(r"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*")
-_VALUE = re.compile(r'[ \t]*(?:([!#$%&\'*+.^_`|~0-9A-Za-z-]+)|"([!#$%&\'*+.^_`|~0-9A-Za-z-]+)")[ \t]*')
+#: A token, or a quoted string that is one once it is unquoted (RFC 6455, section 9.1).
+_VALUE = re.compile(r'[ \t]*(?:([!#$%&\'*+.^_`|~0-9A-Za-z-]+)|"((?:\\?[!#$%&\'*+.^_`|~0-9A-Za-z-])+)")[ \t]*')
+#: Elements of a list may be empty (RFC 2616, section 2.1, which RFC 6455 is written in; RFC 9110, section 5.6.1).
+_COMMAS = re.compile(r"[ \t,]*")
 _BITS = re.compile(r"[89]|1[0-5]")
 
 
@@ -63,9 +66,9 @@ def negotiate(header: str) -> tuple[str, bool] | None:
 def _parse(header: str) -> list[tuple[str, dict[str, str | None] | None]]:
     """Extensions in order with their parameters; None in their place where one is not as section 7.1 wants it."""
     found: list[tuple[str, dict[str, str | None] | None]] = []
-    at = 0
+    at = _commas(header, 0)
     seen = 0
-    while True:
+    while at < len(header):
         token = _TOKEN.match(header, at)
         if token is None:
             raise ValueError("not a list of extensions")
@@ -80,7 +83,7 @@ def _parse(header: str) -> list[tuple[str, dict[str, str | None] | None]]:
                 given = _VALUE.match(header, at + 1)
                 if given is None:
                     raise ValueError("not a list of extensions")
-                value, at = given.group(1) or given.group(2), given.end()
+                value, at = given.group(1) or given.group(2).replace("\\", ""), given.end()
             if parameters is not None:
                 parameters = {**parameters, key: value} if key not in parameters and _is_good(key, value) else None
             seen += 1
@@ -88,11 +91,16 @@ def _parse(header: str) -> list[tuple[str, dict[str, str | None] | None]]:
         seen += 1
         if seen > OFFERS_MAX:
             raise ValueError("too many extensions")
-        if at == len(header):
-            return found
-        if header[at] != ",":
+        if at < len(header) and header[at] != ",":
             raise ValueError("not a list of extensions")
-        at += 1
+        at = _commas(header, at)
+    return found
+
+
+def _commas(header: str, at: int) -> int:
+    """Behind the commas and spaces here."""
+    spaces = _COMMAS.match(header, at)
+    return spaces.end() if spaces else at
 
 
 def _is_good(key: str, value: str | None) -> bool:
