@@ -14,7 +14,8 @@ Invariant: a key is used with one algorithm, which its own kind says and never a
 
 A check costs 18 µs and issuing one 15 µs (CPython 3.11, one core, a token of 232 characters, median of nine runs of
 5,000). The keys are imported once, and the payload never becomes a dict: joserfc.jwt, which makes one, costs 22 µs for
-the same. Importing joserfc costs a process some 70 ms, because it brings cryptography:
+the same. A login token costs 19 µs with HS256, 45 µs with RS256 (2,048 bits; 102 µs with 4,096), 107 µs with ES256; a
+wrong one costs as much. Importing joserfc costs a process some 70 ms, because it brings cryptography:
 nobody else here may import it. May import `errors`, `messages`, and the structs of keys from `settings`.
 """
 
