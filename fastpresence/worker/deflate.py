@@ -24,6 +24,8 @@ EXTENSION: Final = "permessage-deflate"
 LEAST: Final = 256
 #: What a sync flush ends with; left out on the wire (section 7.2.1).
 TAIL: Final = b"\x00\x00\xff\xff"
+#: A final block with nothing in it. What ends where a block may begin ends exactly with it; what was cut off does not.
+END: Final = b"\x03\x00"
 #: Extensions and parameters that are looked at in one request.
 OFFERS_MAX: Final = 32
 #: DEFLATE streams in one message: a sender may begin anew behind a final block (section 7.2.3.4), but not for ever.
@@ -123,7 +125,10 @@ def deflate(payload: bytes) -> bytes:
 
 def inflate(data: bytes, limit: int) -> bytes:
     """The message in a compressed payload; never more than `limit` bytes of it come into being. Raises BadMessage."""
-    rest = data + TAIL
+    if not data:
+        return b""  # section 7.2.3.6 has one byte for it; nothing is lost by taking none
+    # Data as section 7.2.1 wants them never end in 0xff: who left the tail on is understood as well.
+    rest = data + END if data.endswith(TAIL) else data + TAIL + END
     parts: list[bytes] = []
     have = 0
     try:
@@ -134,9 +139,9 @@ def inflate(data: bytes, limit: int) -> bytes:
             if have > limit:
                 raise BadMessage(1009, "message too big")
             if not stretcher.eof:
-                return b"".join(parts)
+                raise BadMessage(1002, "DEFLATE data end too soon")
             rest = stretcher.unused_data
-            if rest in (b"", TAIL, b"\x00" + TAIL):
+            if rest in (b"", TAIL + END):  # the latter behind a final block without its empty one (section 7.2.3.4)
                 return b"".join(parts)
     except zlib.error:
         raise BadMessage(1002, "not DEFLATE") from None

@@ -49,6 +49,13 @@ static fp_result check_start(fp_stream *stream, const fp_limits *limits, fp_even
     return FP_MORE;
 }
 
+/* What may come of so many bytes on the wire. Compression can make a message longer, with 9 bits a byte at the worst; what
+ * is inflated is measured by its owner. */
+static uint64_t at_most(uint64_t limit, bool compressed)
+{
+    return compressed && limit < UINT64_MAX / 2 ? limit + limit / 8 + 64 : limit;
+}
+
 /* The whole header is there: read it into the stream. Lengths are compared unsigned, before anything narrows them. */
 static fp_result read_header(fp_stream *stream, const fp_limits *limits, fp_event *event, const uint8_t *head)
 {
@@ -73,10 +80,11 @@ static fp_result read_header(fp_stream *stream, const fp_limits *limits, fp_even
     stream->fin = (head[0] & 0x80) != 0;
     stream->is_control = stream->opcode >= FP_OP_CLOSE;
     if (!stream->is_control) {
-        if (length > limits->frame_size)
+        bool compressed = stream->opcode == FP_OP_CONTINUATION ? stream->compressed : (head[0] & FP_COMPRESSED) != 0;
+        if (length > at_most(limits->frame_size, compressed))
             return fail(stream, event, 1009, "frame too big");
-        /* stream->size <= message_size always holds, so this cannot wrap. */
-        if (length > limits->message_size - stream->size)
+        /* stream->size is never more than that of the same message, so this cannot wrap. */
+        if (length > at_most(limits->message_size, compressed) - stream->size)
             return fail(stream, event, 1009, "message too big");
         if (stream->opcode != FP_OP_CONTINUATION) {
             stream->message = stream->opcode;
