@@ -20,6 +20,7 @@ from fastpresence.messages import Status, StatusEntry
 from fastpresence.presence.audience import Audience, Room, RoomMember
 from fastpresence.presence.roster import Record, Roster
 from fastpresence.presence.sessions import (
+    ATTACHED,
     DETACHED,
     GONE,
     Cue,
@@ -68,6 +69,8 @@ class OnlineStatusService:
         self._disconnect_grace_ms = disconnect_grace_ms
         self._journal = journal
         self._deadlines = Deadlines()
+        #: Rooms that a session has from the one it superseded, until its client asks for them or the time is up.
+        self._inherited: dict[Session, set[str]] = {}
         self._latest_number = 0
 
     @property
@@ -93,7 +96,8 @@ class OnlineStatusService:
 
         `status` None is the default: online, but a user whom another session hides stays hidden. "offline" hides him.
         Without a `connection` the session is detached from the start and lives by `handle_heartbeat`. `rooms` are
-        joined and subscribed to; those of the superseded session are joined as well.
+        joined and subscribed to; those of the superseded session are joined as well, and left after the heartbeat
+        timeout unless the client asks for them.
         """
         record = self.roster.admit(user_id, user_type)
         was = record.status
@@ -170,6 +174,7 @@ class OnlineStatusService:
         """The connection broke: the session is detached until its time is up, or ends at once when it already is."""
         if not session.take(Cue.LOST):
             return
+        self._inherited.pop(session, None)  # with a deadline of its own it keeps them until then
         session.last_heard_ms = max(session.last_heard_ms, last_heard_ms)
         deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
         if self._disconnect_grace_ms is not None:
@@ -191,7 +196,10 @@ class OnlineStatusService:
         """
         expired = self._deadlines.expired(now.ms, limit)
         for session in expired:
-            self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
+            if session.phase is DETACHED:
+                self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
+            for name in self._inherited.pop(session, ()):
+                self.audience.leave(session, name, now)
         self.roster.drop_expired(now.ms, limit)
         self.audience.drop_expired(now.ms, limit)
         return len(expired)
@@ -229,6 +237,7 @@ class OnlineStatusService:
         """The session joins, the connection is told of changes. Without a session (or a GONE one): an observer's."""
         if session is not None and session.phase is not GONE:
             self.audience.enter(session, room, now)
+            self._asked_for(session, room)
         return self.audience.subscribe(connection, room)
 
     def leave_room(self, session: Session | None, connection: Hashable | None, room: str, *, now: Now) -> Room | None:
@@ -236,6 +245,7 @@ class OnlineStatusService:
         found = self.audience.unsubscribe(connection, room)
         if session is not None:
             self.audience.leave(session, room, now)
+            self._asked_for(session, room)
         return found
 
     def watch(self, connection: Hashable, user_ids: Iterable[str]) -> None:
@@ -294,13 +304,30 @@ class OnlineStatusService:
     def _supersede(self, older: Session, session: Session, now: Now) -> None:
         """`session`, of the same user, takes the place of `older`: whoever looks sees no gap."""
         self._deadlines.disarm(older)
+        self._inherited.pop(older, None)
         older.take(Cue.SUPERSEDED)
+        names = (older.rooms or set()).difference(session.rooms or ())
         self.audience.inherit(session, older, now)
+        if names and session.phase is ATTACHED:
+            # A page that is left for another does not ask again: its rooms go when the older session would have gone.
+            names.update(self._inherited.get(session, ()))
+            self._inherited[session] = names
+            until_ms = max(older.last_heard_ms, session.last_heard_ms) + self._heartbeat_timeout_ms
+            self._deadlines.arm(session, until_ms, now_ms=now.ms)
         record = session.record
         record.sessions = tuple(each for each in record.sessions if each is not older)
 
+    def _asked_for(self, session: Session, room: str) -> None:
+        names = self._inherited.get(session)
+        if names is not None:
+            names.discard(room)
+            if not names:
+                del self._inherited[session]
+                self._deadlines.disarm(session)
+
     def _end(self, session: Session, cue: Cue, heard_ms: int, reason: str, now: Now) -> None:
         self._deadlines.disarm(session)
+        self._inherited.pop(session, None)
         if not session.take(cue):
             return
         record = session.record

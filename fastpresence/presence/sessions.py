@@ -5,8 +5,9 @@ Sans-IO: every operation is given a `Now` by its caller.
     (hello) -> ATTACHED -lost-> DETACHED -silence-> GONE
     ATTACHED or DETACHED -goodbye, silence, superseded-> GONE      (a reconnect is a new session, superseding the old)
 
-Invariants: `connection` is None exactly when the phase is not ATTACHED; a timer is armed exactly while it is DETACHED;
-a record lists exactly its sessions that are not GONE. Lowest module of the core; driven by presence.service.
+Invariants: `connection` is None exactly when the phase is not ATTACHED; a timer is armed while it is DETACHED, or while
+it holds rooms that it inherited; a record lists exactly its sessions that are not GONE. Lowest module of the core;
+driven by presence.service.
 """
 
 from collections.abc import Sequence

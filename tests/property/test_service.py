@@ -44,7 +44,9 @@ class Life:
     status: Status
     heard_ms: int
     rooms: set[str]
+    #: Of a detached one: when it ends. Of an attached one: when it leaves the rooms that it inherited.
     deadline_ms: int | None = None
+    inherited: set[str] = field(default_factory=set)
     gone: bool = False
 
 
@@ -145,16 +147,26 @@ class Presence(RuleBasedStateMachine):
             person.hidden = False
         self.settle(life.user)
 
-    def supersede(self, life: Life, device: str | None) -> set[str]:
-        """Ends whom `life` supersedes, and returns its rooms."""
+    def supersede(self, life: Life, device: str | None) -> None:
+        """Ends whom `life` supersedes; it takes over the rooms, for a while."""
         others = [other for other in self.alive(life.user) if other is not life and other.device == device]
         if device is None:
             others = sorted((o for o in others if not o.attached), key=lambda o: (o.heard_ms, o.real.number))[-1:]
         assert len(others) <= 1
         for other in others:
-            rooms, other.rooms, other.gone, other.deadline_ms = other.rooms, set(), True, None
-            return rooms
-        return set()
+            names = other.rooms - life.rooms
+            if names and life.attached:
+                life.inherited |= names
+                life.deadline_ms = max(life.heard_ms, other.heard_ms) + HEARTBEAT_MS
+            life.rooms |= names
+            other.rooms, other.gone, other.deadline_ms = set(), True, None
+
+    def ask(self, life: Life, name: str) -> None:
+        """The client of `life` named this room."""
+        if name in life.inherited:
+            life.inherited.remove(name)
+            if not life.inherited:
+                life.deadline_ms = None
 
     def say(self, life: Life, status: Status | None) -> None:
         if status is not None:
@@ -182,7 +194,7 @@ class Presence(RuleBasedStateMachine):
         )
         life = Life(real, user, device, attached, "online", self.ms, set(rooms))
         life.deadline_ms = None if attached else self.ms + HEARTBEAT_MS
-        life.rooms |= self.supersede(life, device)
+        self.supersede(life, device)
         self.lives.append(life)
         self.say(life, status)
         self.settle(user)
@@ -200,7 +212,7 @@ class Presence(RuleBasedStateMachine):
         self.hear(life)
         if device is not None and device != life.device:
             life.device = device
-            life.rooms |= self.supersede(life, device)
+            self.supersede(life, device)
         self.say(life, status)
         self.settle(life.user)
 
@@ -241,9 +253,12 @@ class Presence(RuleBasedStateMachine):
             self.service.join_room(life.real, life.real.connection, name, now=self.now)
             if not life.gone:
                 life.rooms.add(name)
+                self.ask(life, name)
         else:
             self.service.leave_room(life.real, life.real.connection, name, now=self.now)
             life.rooms.discard(name)
+            if not life.gone:
+                self.ask(life, name)
 
     # What connections and clocks do.
 
@@ -258,7 +273,7 @@ class Presence(RuleBasedStateMachine):
             self.service.forget(connection)
         if life.gone or not life.attached:
             return
-        life.attached, life.heard_ms = False, heard_ms
+        life.attached, life.heard_ms, life.inherited = False, heard_ms, set()
         life.deadline_ms = heard_ms + HEARTBEAT_MS
         if self.grace_ms is not None:
             life.deadline_ms = min(life.deadline_ms, self.ms + self.grace_ms)
@@ -290,7 +305,10 @@ class Presence(RuleBasedStateMachine):
         assert self.service.cleanup_expired_status(now=self.now) == len(due)
         for user in TYPES:
             for life in due:
-                if life.user == user:
+                if life.user == user and life.attached:
+                    life.rooms -= life.inherited
+                    life.inherited, life.deadline_ms = set(), None
+                elif life.user == user:
                     self.people[user].heard_ms = max(self.people[user].heard_ms, life.heard_ms)
                     life.gone, life.rooms, life.deadline_ms = True, set(), None
             if not self.alive(user):
@@ -427,7 +445,7 @@ class Presence(RuleBasedStateMachine):
             assert (real.phase is Phase.GONE) == life.gone
             if not life.gone:
                 assert (real.phase is Phase.ATTACHED) == life.attached
-                timed += not life.attached
+                timed += life.deadline_ms is not None
             assert (real.connection is None) == (real.phase is not Phase.ATTACHED)
             assert (real.rooms or set()) == life.rooms
         assert len(self.service._deadlines) == timed

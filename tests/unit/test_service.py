@@ -576,3 +576,38 @@ def test_the_core_imports_no_clock_no_chance_and_no_io() -> None:
                 continue
             strange = {name for name in modules - allowed if not name.startswith("fastpresence.presence.")}
             assert not strange, f"{path.name} imports {strange}"
+
+
+def test_a_page_left_for_another_leaves_its_room_once_the_older_session_would_have_gone(
+    service: OnlineStatusService, clock: Clock
+) -> None:
+    first, watcher = Socket(), Socket()
+    room = service.join_room(None, watcher, "room_1", now=clock.now)
+    page = service.handle_user_online("user_1", connection=first, rooms=["room_1"], now=clock.now)
+    service.handle_connection_lost(page, last_heard_ms=clock.now.ms, now=clock.now)
+    clock.advance(1_000)
+    other = service.handle_user_online("user_1", connection=Socket(), rooms=["room_2"], now=clock.now)
+    assert other.rooms == {"room_1", "room_2"}  # nobody sees a flicker
+    clock.advance(HEARTBEAT_MS - 1_000)
+    service.cleanup_expired_status(now=clock.now)
+    assert room.shown == 1
+    clock.advance(2_000)
+    service.cleanup_expired_status(now=clock.now)
+    assert other.rooms == {"room_2"}
+    assert room.shown == 0
+    assert status_of_user(service, "user_1") == "online"
+
+
+def test_a_room_that_a_reconnected_client_asks_for_again_stays(service: OnlineStatusService, clock: Clock) -> None:
+    page = service.handle_user_online("user_1", connection=Socket(), rooms=["room_1"], now=clock.now)
+    service.handle_connection_lost(page, last_heard_ms=clock.now.ms, now=clock.now)
+    connection = Socket()
+    other = service.handle_user_online("user_1", connection=connection, now=clock.advance(1_000))
+    service.join_room(other, connection, "room_1", now=clock.now)
+    service.cleanup_expired_status(now=clock.advance(2 * HEARTBEAT_MS))
+    assert other.rooms == {"room_1"}
+    assert other.phase is Phase.ATTACHED
+
+
+def status_of_user(service: OnlineStatusService, user_id: str) -> Status:
+    return service.get_user_status(user_id).status
