@@ -85,6 +85,12 @@ static int is_text(const uint8_t *data, size_t size)
     return 1;
 }
 
+/* Compression can make a message longer: what is inflated is measured by its owner. */
+static uint64_t at_most(uint64_t limit, bool compressed)
+{
+    return compressed && limit < UINT64_MAX / 2 ? limit + limit / 8 + 64 : limit;
+}
+
 /* What RFC 6455 says to all of these bytes at once. */
 static void read_plainly(story *story, const fp_limits *limits, bool deflate, const uint8_t *data, size_t size)
 {
@@ -120,7 +126,9 @@ static void read_plainly(story *story, const fp_limits *limits, bool deflate, co
         }
         const uint8_t *key = data + at;
         at += masked ? 4 : 0;
-        if (!is_control && (length > limits->frame_size || length > limits->message_size || have + length > limits->message_size)) {
+        bool squeezed = opcode ? reserved : compressed;
+        if (!is_control && (length > at_most(limits->frame_size, squeezed) || length > at_most(limits->message_size, squeezed) ||
+                            have + length > at_most(limits->message_size, squeezed))) {
             error = 1009;
             break;
         }
@@ -228,7 +236,7 @@ static void feed(story *story, const fp_limits *limits, bool deflate, const uint
             if (result == FP_MORE) {
                 CHECK(left == 0, "%zu bytes left lying", left);
             } else if (result == FP_ROOM) {
-                CHECK(event.size > stream.capacity && event.size <= limits->message_size && event.size <= fed,
+                CHECK(event.size > stream.capacity && event.size <= at_most(limits->message_size, deflate) && event.size <= fed,
                       "asks for %zu bytes of room after %zu", event.size, fed);
                 stream.buffer = realloc(stream.buffer, event.size); /* not a byte more */
                 CHECK(stream.buffer, "out of memory");

@@ -30,6 +30,7 @@ enum {
     FP_EVENTS = 64,               /* ready sockets a call */
     FP_ACCEPTS = 64,              /* new connections a call */
     FP_READ = 65536,              /* bytes of one read */
+    FP_FIRST = 256,               /* connections, memberships and pieces that there is room for at first */
     FP_VARIANTS = 4,              /* kinds of recipient: JSON, MessagePack, each also deflated */
     FP_JOINED = 16,               /* pieces that one system call joins at the most */
     FP_ARENA_MAX = 4 << 20,       /* bytes of answers gathered in one turn before they are sent early; never held more */

@@ -9,7 +9,7 @@ enum { FP_FIRST_AUDIENCES = 8, FP_FIRST_MEMBERS = 4, CHECK_EVERY = 16 }; /* reci
 static uint32_t take_member(fp_engine *engine)
 {
     if (engine->free_member == FP_NONE) {
-        uint32_t capacity = engine->member_capacity ? engine->member_capacity * 2 : 256;
+        uint32_t capacity = engine->member_capacity ? engine->member_capacity * 2 : FP_FIRST;
         fp_member *members = realloc(engine->members, capacity * sizeof *members);
         if (!members)
             return FP_NONE;

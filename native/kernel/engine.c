@@ -113,7 +113,7 @@ static bool reserve(void **array, uint32_t *capacity, uint32_t need, size_t each
 {
     if (need <= *capacity)
         return true;
-    uint32_t more = *capacity ? *capacity * 2 : 256;
+    uint32_t more = *capacity ? *capacity * 2 : FP_FIRST;
     void *moved = realloc(*array, (size_t)more * each);
     if (!moved)
         return false;
@@ -541,7 +541,7 @@ static void write_ready(fp_engine *engine, fp_conn *conn)
 
 static bool grow(fp_engine *engine)
 {
-    uint32_t capacity = engine->capacity ? engine->capacity * 2 : 256;
+    uint32_t capacity = engine->capacity ? engine->capacity * 2 : FP_FIRST;
     fp_conn *conns = realloc(engine->conns, capacity * sizeof *conns);
     if (!conns)
         return false;
@@ -549,7 +549,7 @@ static bool grow(fp_engine *engine)
     fp_timer *timers = realloc(engine->timers, capacity * sizeof *timers);
     if (!timers)
         return false;
-    engine->timers = timers;
+    engine->timers = engine->wheel.timers = timers; /* the old ones are gone, whatever comes next */
     uint32_t *slots = realloc(engine->free_slots, capacity * sizeof *slots);
     if (!slots)
         return false;
