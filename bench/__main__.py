@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from bench.load import crowd, procfs, scenarios
+from bench.load import crowd, edge, procfs, scenarios
 from bench.load.report import BenchError, Machine, Outcome
 from bench.load.servers import Cpus
 
@@ -25,6 +25,12 @@ SCENARIOS: Final[dict[str, tuple[Callable[[scenarios.Setting], Outcome], str]]] 
     "joined": (scenarios.joined, "16 changes in flight: entries a frame, and what a frame costs"),
     "handshakes": (scenarios.handshakes, "accept, upgrade, token check, user_online"),
     "sync": (crowd.sync, "2,000 changes a second, 1,000 observers: right, soon, few frames"),
+    "slow-readers": (
+        edge.slow_readers,
+        "250 frozen readers among 1,000: who waits, what they cost, are they right later",
+    ),
+    "deflate": (edge.deflate, "a 4 KB delta compressed once for 5,000, beside C's send of as many bytes"),
+    "storm": (edge.storm, "10,000 clients cut at once and back at once, and a bystander"),
     "idle": (crowd.idle, "15,000 quiet connections: memory and CPU"),
 }
 

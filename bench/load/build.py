@@ -14,7 +14,9 @@ BUILD: Final = BENCH / ".build"
 LOAD: Final = BENCH / "load"
 SOURCES: Final = {
     "epoll_server": [BENCH / "rivals" / "epoll_server.c"],
-    "swarm": [LOAD / f"{name}.c" for name in ("swarm", "wire", "decode", "modes", "fanout", "sync")],
+    "swarm": [
+        LOAD / f"{name}.c" for name in ("swarm", "wire", "decode", "inflate", "modes", "fanout", "sync", "storm")
+    ],
 }
 FLAGS: Final = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
 

@@ -11,7 +11,7 @@ from bench.load.scenarios import COMMON, SILENCE, SPIN, Setting, complaints, rec
 from bench.load.servers import LONG_SILENCE, Server, real, rival
 from bench.load.tokens import host_names, token, user_names, write_tokens
 
-__all__ = ["idle", "sync"]
+__all__ = ["idle", "right", "sync"]
 
 FRAMES_BAR: Final = 105  #: presence frames a second at one observer
 LATENCY_BAR_MS: Final = 50
@@ -55,7 +55,7 @@ def sync(setting: Setting) -> Outcome:
     ]
     if run.changes < rate * (seconds + warmup_s) * 0.98:
         outcome.faults.append(f"the swarm sent only {run.changes} changes")
-    _right(outcome, run)
+    right(outcome, run)
     outcome.bars += [
         Bar(f"at most {FRAMES_BAR} presence frames a second at each observer (here {run.frames_a_second:.1f})",
             run.frames_a_second <= FRAMES_BAR),
@@ -64,13 +64,13 @@ def sync(setting: Setting) -> Outcome:
     return outcome
 
 
-def _right(outcome: Outcome, run: Run) -> None:
+def right(outcome: Outcome, *runs: Run) -> None:
     """The bar that has nothing to do with speed."""
     wrong = {
-        "observers' states differ from the last sent": run.wrong,
-        "observers differ in a rev": run.rev_differs,
-        "times a rev went back": run.rev_back,
-        "entries fit no order of what was sent": run.unmatched,
+        "observers' states differ from the last sent": sum(run.wrong for run in runs),
+        "observers differ in a rev": sum(run.rev_differs for run in runs),
+        "times a rev went back": sum(run.rev_back for run in runs),
+        "entries fit no order of what was sent": sum(run.unmatched for run in runs),
     }
     faults = [f"{count} {what}" for what, count in wrong.items() if count]
     outcome.bars.append(

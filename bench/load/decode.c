@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEPT = 16 };
+enum { KEPT = 16, TEXT_MAX = 1024 * 1024 };
 
 const char *const status_names[] = {"online", "busy", "away", "offline"};
 
@@ -86,32 +86,46 @@ static void understand(struct frame *frame)
     } kinds[] = {{"welcome", WELCOME},           {"ack", ACK},
                  {"error", ERROR},               {"heartbeat_ack", HEARTBEAT_ACK},
                  {"user_online_status", STATUS}};
-    const uint8_t *end = frame->bytes + frame->length;
+    const uint8_t *end = frame->text + frame->text_length;
     frame->kind = OTHER;
     frame->entry_count = 0;
     frame->full = frame->has_cursor = false;
-    if (frame->length && frame->bytes[0] == '!') {
+    if (frame->text_length && frame->text[0] == '!') {
         unsigned publisher, change;
-        int found = sscanf((const char *)frame->bytes, "!%4u:%10u:", &publisher, &change);
+        int found = sscanf((const char *)frame->text, "!%4u:%10u:", &publisher, &change);
         if (found != 2 || publisher >= options.publishers)
             die("a broadcast that nobody sent");
         frame->kind = BROADCAST;
         *new_entry(frame) = (struct entry){.publisher = (int32_t)publisher, .rev = change};
         return;
     }
-    const uint8_t *type = find(frame->bytes, end, "\"type\":\"");
+    const uint8_t *type = find(frame->text, end, "\"type\":\"");
     for (size_t i = 0; type && i < sizeof kinds / sizeof *kinds; i++)
         if (is(type, end, kinds[i].name))
             frame->kind = kinds[i].kind;
     if (frame->kind == STATUS)
-        read_status(frame, frame->bytes, end);
+        read_status(frame, frame->text, end);
 }
 
-const struct frame *decode(const uint8_t *payload, uint32_t length)
+static void read_text(struct frame *frame)
+{
+    static uint8_t text[TEXT_MAX];
+    frame->text_length = frame->length;
+    if (frame->compressed && !inflate(frame->bytes, frame->length, text, TEXT_MAX, &frame->text_length))
+        die("a compressed frame of %u bytes that can't be inflated, or not by every client", frame->length);
+    frame->text = realloc(frame->text, (size_t)frame->text_length + 1);
+    if (!frame->text)
+        die("out of memory");
+    memcpy(frame->text, frame->compressed ? text : frame->bytes, frame->text_length);
+    frame->text[frame->text_length] = 0; /* where strtoull stops at the latest */
+}
+
+const struct frame *decode(const uint8_t *payload, uint32_t length, bool compressed)
 {
     for (uint32_t i = 0; i < KEPT; i++) {
         const struct frame *frame = &kept[(newest + KEPT - i) % KEPT];
-        if (frame->bytes && frame->length == length && !memcmp(frame->bytes, payload, length))
+        if (frame->bytes && frame->length == length && frame->compressed == compressed &&
+            !memcmp(frame->bytes, payload, length))
             return frame;
     }
     newest = (newest + 1) % KEPT;
@@ -120,8 +134,9 @@ const struct frame *decode(const uint8_t *payload, uint32_t length)
     if (!frame->bytes)
         die("out of memory");
     memcpy(frame->bytes, payload, length);
-    frame->bytes[length] = 0; /* where strtoull stops at the latest */
     frame->length = length;
+    frame->compressed = compressed;
+    read_text(frame);
     understand(frame);
     return frame;
 }

@@ -33,6 +33,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     frames: int
     frame_bytes: int  #: heads included
     entries: int
+    compressed: int  #: frames, of those
     errors: int  #: `error` frames, since the start
     lost: int  #: connections, since the start
     unfinished: bool  #: something in flight never came
@@ -44,6 +45,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     round_ms: float = 0.0
     payload_min: int = 0
     payload_max: int = 0
+    sample: str = ""  #: the longest compressed payload of the window, in hexadecimal
     connections: int = 0
     unanswered: int = 0
     changes: int = 0
@@ -64,6 +66,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     p99_newest_ms: float = 0.0  #: with each entry matched with the newest change it can be, not the oldest
     frames_a_second: float = 0.0
     frames_max_in_a_second: int = 0
+    thawing_frames: int = 0  #: that one reader was sent after it thawed, at most
+    begin_ns: int = 0  #: of a storm, by the monotonic clock: everybody was cut
+    back_ns: int = 0  #: the last one was back
 
     @property
     def us_per_operation(self) -> float:
@@ -142,11 +147,20 @@ class Swarm:
 
     def run(self, amount: float, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0) -> Run:
         """`amount` is seconds; for handshakes it is how many. `payload_bytes` and `pace_ms` are for fanout."""
+        self.begin(amount, warmup_s=warmup_s, payload_bytes=payload_bytes, pace_ms=pace_ms)
+        return self.result(amount + warmup_s + 60)
+
+    def begin(
+        self, amount: float = 0, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0, freeze: int = 0
+    ) -> None:
+        """A run starts; its result must be fetched before the next one. `freeze` is for sync: how many readers."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes} {pace_ms}\n".encode())
+        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes or freeze} {pace_ms}\n".encode())
         self._process.stdin.flush()
-        return msgspec.convert(self._answer(amount + warmup_s + 60), Run)
+
+    def result(self, timeout_s: float) -> Run:
+        return msgspec.convert(self._answer(timeout_s), Run)
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._process is not None

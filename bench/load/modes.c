@@ -10,12 +10,9 @@ static void beat(struct link *link)
     link_say(link, "heartbeat", "");
 }
 
-static bool is_answer(const uint8_t *payload, uint32_t length)
+static bool is_answer(const struct frame *frame)
 {
-    enum kind kind = decode(payload, length)->kind;
-    if (kind == ERROR && counters.errors++ < 3)
-        fprintf(stderr, "swarm: %.*s\n", (int)length, (const char *)payload);
-    return kind == HEARTBEAT_ACK || !options.real;
+    return frame->kind == HEARTBEAT_ACK || !options.real;
 }
 
 static void no_ready(struct link *link)
@@ -35,13 +32,13 @@ static void heartbeats_start(double amount, uint32_t bytes)
         beat(&links[i]);
 }
 
-static void heartbeats_frame(struct link *link, const uint8_t *payload, uint32_t length)
+static void heartbeats_frame(struct link *link, const struct frame *frame)
 {
-    if (!is_answer(payload, length))
+    if (!is_answer(frame))
         return;
     counters.operations++;
     counters.frames++;
-    counters.frame_bytes += length + (length < 126 ? 2 : 4);
+    counters.frame_bytes += frame->length + (frame->length < 126 ? 2 : 4);
     if (driving)
         beat(link);
     else
@@ -97,9 +94,9 @@ static void handshakes_ready(struct link *link)
     link_cut(link);
 }
 
-static void handshakes_frame(struct link *link, const uint8_t *payload, uint32_t length)
+static void handshakes_frame(struct link *link, const struct frame *frame)
 {
-    (void)link, (void)payload, (void)length;
+    (void)link, (void)frame;
 }
 
 static bool handshakes_busy(void)
@@ -115,6 +112,7 @@ const struct mode handshakes_mode = {
     .busy = handshakes_busy,
     .ready = handshakes_ready,
     .counts = true,
+    .passing = true,
 };
 
 /* ---- idle: every link beats once a period, each at its own moment, in no order that a cache could learn */
@@ -168,10 +166,10 @@ static void idle_start(double amount, uint32_t bytes)
     (void)amount, (void)bytes;
 }
 
-static void idle_frame(struct link *link, const uint8_t *payload, uint32_t length)
+static void idle_frame(struct link *link, const struct frame *frame)
 {
     (void)link;
-    if (!is_answer(payload, length))
+    if (!is_answer(frame))
         return;
     counters.operations++;
     counters.frames++;

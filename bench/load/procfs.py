@@ -1,17 +1,22 @@
-"""What the kernel says of a process: memory, children; and which CPU it may use. Linux only.
+"""What the kernel says of a process: memory, sockets, children; and which CPU it may use. Linux only.
 
-Time on a CPU is read by the swarm itself, in the same moment as its counters.
+Time on a CPU is mostly read by the swarm itself, in the same moment as its counters.
 """
 
 import contextlib
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Memory", "Usage", "descendants", "listening_ports", "memory", "pin"]
+__all__ = ["Memory", "Usage", "cpu_ns", "descendants", "listening_ports", "memory", "pin", "socket_memory"]
 
 PROC = Path("/proc")
+#: linux/netlink.h, linux/inet_diag.h, linux/sock_diag.h
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP_REQUEST, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
+INET_DIAG_SKMEMINFO, TCP_ESTABLISHED = 7, 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,49 @@ def memory(pid: int) -> Memory:
         name, value = line.split(":", 1)
         kilobytes[name] = int(value.split()[0])
     return Memory(kilobytes["Pss"] * 1024, kilobytes["Private_Dirty"] * 1024)
+
+
+def socket_memory(port: int) -> tuple[int, int]:
+    """Kernel memory of the established TCP sockets (IPv4) of a local port, in bytes, and how many there are.
+
+    The kernel's own count, as `ss -tm` shows it: what waits to be sent or read with all that the kernel puts around it,
+    and what is set aside. The peer's sockets have another local port and are not in it.
+    """
+    request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 1 << (INET_DIAG_SKMEMINFO - 1), 0,
+                          1 << TCP_ESTABLISHED) + struct.pack(">H", port) + bytes(46)  # fmt: skip
+    total = count = 0
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as kernel:
+        header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_DUMP_REQUEST, 1, 0)
+        kernel.sendto(header + request, (0, 0))
+        while True:
+            answer, at = kernel.recv(1 << 20), 0
+            while at < len(answer):
+                length, kind = struct.unpack_from("=IH", answer, at)
+                if kind == NLMSG_DONE:
+                    return total, count
+                if kind == NLMSG_ERROR:
+                    raise OSError("the kernel does not tell of sockets (inet_diag)")
+                body = answer[at + 16 : at + length]  # struct inet_diag_msg, 72 bytes, then attributes
+                if struct.unpack_from(">H", body, 4)[0] == port:
+                    total += _memory_of(body)
+                    count += 1
+                at += (length + 3) & ~3
+
+
+def _memory_of(message: bytes) -> int:
+    at = 72
+    while at < len(message):
+        length, kind = struct.unpack_from("=HH", message, at)
+        if kind == INET_DIAG_SKMEMINFO:
+            read, _, _, _, set_aside, queued, options, backlog = struct.unpack_from("=8I", message, at + 4)
+            return int(read + set_aside + queued + options + backlog)
+        at += (length + 3) & ~3
+    return 0
+
+
+def cpu_ns(pid: int) -> int:
+    """Nanoseconds that the threads of `pid` have been on a CPU."""
+    return sum(int((PROC / f"{pid}/task/{task}/schedstat").read_text().split()[0]) for task in threads(pid))
 
 
 def threads(pid: int) -> list[int]:

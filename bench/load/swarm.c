@@ -1,12 +1,13 @@
 /* The swarm's own life: flags, bring the links up, runs on command, one line of JSON for each.
  *
  *   swarm MODE --port P --connections N [--real] [--present] [--tokens FILE] [--observer-token T] [--publishers P]
- *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin]
- *              [--server-pid PID]
+ *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin] [--deflate] [--eager]
+ *              [--freezing F] [--snapshot ENTRIES] [--device NAME] [--server-pid PID]
  *
- * MODE: heartbeats, fanout, sync, handshakes, idle. --real: the server speaks the protocol (else it echoes and
- * broadcasts). --present: links say user_online first (publishers always do). --server-pid: whose CPU time a run is
- * charged with.
+ * MODE: heartbeats, fanout, sync, handshakes, idle, storm, pulse. --real: the server speaks the protocol (else it echoes and
+ * broadcasts). --present: links say user_online first (publishers always do), as --device when given. --deflate: links
+ * offer compression and insist on it. --server-pid: whose CPU time a run is charged with. The rest is of one mode each
+ * and told there.
  *
  *   it prints                          it reads
  *   {"ready": N, "seconds": S}
@@ -14,8 +15,8 @@
  *   {"mode": ..., "operations": ...}
  *                                      quit      (or the end of the input)
  *
- * AMOUNT and WARMUP are seconds (handshakes: how many, and no warm-up), BYTES the payload of a broadcast, PACE the
- * milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT,
+ * AMOUNT and WARMUP are seconds (handshakes: how many; storm: nothing; neither warms up), BYTES the payload of a
+ * broadcast (sync: how many readers freeze), PACE the milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT,
  * then waits for what is in flight. CPU time of the server is the sum of the nanoseconds its threads were on a CPU
  * (schedstat), read in the same turn as the counters. On quit present links close with 1000 and the rest are reset. The
  * swarm's own share: `swarm_busy` is the part of the time in which it had work.
@@ -44,7 +45,8 @@ uint32_t link_count, ready_count;
 bool driving;
 const struct mode *mode;
 
-static const struct mode *const modes[] = {&heartbeats_mode, &handshakes_mode, &idle_mode, &fanout_mode, &sync_mode};
+static const struct mode *const modes[] = {&heartbeats_mode, &handshakes_mode, &idle_mode,  &fanout_mode,
+                                             &sync_mode,       &storm_mode,      &pulse_mode};
 static int epoll_fd;
 static uint64_t idle_ns;
 static bool quitting;
@@ -146,15 +148,15 @@ static void turn(int timeout_ms)
 static void bring_up(void)
 {
     uint64_t begin = now_ns();
-    uint32_t started = 0;
-    while (ready_count < link_count && !quitting) {
+    uint32_t started = 0, wanted = link_count - options.freezing;
+    while (ready_count < wanted && !quitting) {
         /* Publishers first, so that every observer's snapshot holds them all. */
-        uint32_t limit = ready_count < options.publishers ? options.publishers : link_count;
+        uint32_t limit = ready_count < options.publishers ? options.publishers : wanted;
         while (started < limit && started - ready_count < options.parallel)
             link_connect(&links[started++]);
         turn(options.spin ? 0 : 10);
         if (now_ns() - begin > 120 * NS_S)
-            die("only %u of %u links came up in 120 s", ready_count, link_count);
+            die("only %u of %u links came up in 120 s", ready_count, wanted);
     }
     printf("{\"ready\": %u, \"seconds\": %.3f}\n", ready_count, (double)(now_ns() - begin) / NS_S);
     fflush(stdout);
@@ -191,12 +193,13 @@ static void run(double amount, double warmup_s, uint32_t bytes)
         turn(1);
     double seconds = (double)(end - begin) / NS_S;
     printf("{\"mode\": \"%s\", \"seconds\": %.4f, \"operations\": %llu, \"server_cpu_ns\": %llu, \"sent\": %llu, "
-           "\"frames\": %llu, \"frame_bytes\": %llu, \"entries\": %llu, \"errors\": %llu, \"lost\": %llu, "
+           "\"frames\": %llu, \"frame_bytes\": %llu, \"entries\": %llu, \"compressed\": %llu, \"errors\": %llu, \"lost\": %llu, "
            "\"unfinished\": %s, \"swarm_cpu\": %.3f, \"swarm_busy\": %.3f",
            mode->name, seconds, (unsigned long long)(after.operations - before.operations), (unsigned long long)server,
            (unsigned long long)(after.sent - before.sent), (unsigned long long)(after.frames - before.frames),
            (unsigned long long)(after.frame_bytes - before.frame_bytes),
-           (unsigned long long)(after.entries - before.entries), (unsigned long long)counters.errors,
+           (unsigned long long)(after.entries - before.entries),
+           (unsigned long long)(after.compressed - before.compressed), (unsigned long long)counters.errors,
            (unsigned long long)counters.lost, mode->busy() ? "true" : "false", (double)own / (double)(end - begin),
            1 - (double)idle / (double)(end - begin));
     if (mode->report)
@@ -255,12 +258,16 @@ static void parse(int argc, char **argv)
     options.mode = argv[1];
     for (int i = 2; i < argc; i++) {
         const char *flag = argv[i];
-        bool *switches[] = {&options.real, &options.spin, &options.present, &options.publishers_public};
-        const char *const switch_names[] = {"--real", "--spin", "--present", "--publishers-public"};
+        static const struct {
+            const char *name;
+            bool *on;
+        } switches[] = {{"--real", &options.real},       {"--spin", &options.spin},
+                        {"--present", &options.present}, {"--publishers-public", &options.publishers_public},
+                        {"--deflate", &options.deflate}, {"--eager", &options.eager}};
         bool found = false;
-        for (int j = 0; j < 4; j++)
-            if (!strcmp(flag, switch_names[j]))
-                *switches[j] = found = true;
+        for (size_t j = 0; j < sizeof switches / sizeof *switches; j++)
+            if (!strcmp(flag, switches[j].name))
+                *switches[j].on = found = true;
         if (found)
             continue;
         const char *value = ++i < argc ? argv[i] : NULL;
@@ -276,6 +283,12 @@ static void parse(int argc, char **argv)
             options.publishers = (uint32_t)atoi(value);
         else if (!strcmp(flag, "--parallel"))
             options.parallel = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--freezing"))
+            options.freezing = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--snapshot"))
+            options.snapshot = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--device"))
+            options.device = value;
         else if (!strcmp(flag, "--period"))
             options.period_s = atof(value);
         else if (!strcmp(flag, "--rate"))
@@ -298,6 +311,8 @@ static void parse(int argc, char **argv)
         die("this mode needs --publishers");
     if (mode == &sync_mode && (!options.real || options.rate <= 0))
         die("this mode needs --real and --rate");
+    if (options.freezing && mode != &sync_mode)
+        die("only observers of the mode sync freeze");
 }
 
 int main(int argc, char **argv)
@@ -316,7 +331,7 @@ int main(int argc, char **argv)
     wire_init(epoll_fd);
     wire_tokens();
 
-    link_count = options.publishers + (mode->counts ? options.parallel : options.connections);
+    link_count = options.publishers + options.freezing + (mode->passing ? options.parallel : options.connections);
     links = zeroed(link_count, sizeof *links);
     for (uint32_t i = 0; i < link_count; i++) {
         bool shared = options.publishers && i >= options.publishers;
@@ -324,10 +339,10 @@ int main(int argc, char **argv)
         links[i].role = !shared && (options.present || options.publishers) ? PRESENT : OBSERVER;
         if (shared)
             links[i].user = "observer", links[i].token = options.observer_token;
-        else if (!mode->counts)
+        else if (!mode->passing)
             link_name(&links[i], i);
     }
-    if (mode->counts)
+    if (mode->passing)
         printf("{\"ready\": 0, \"seconds\": 0}\n"), fflush(stdout);
     else
         bring_up();

@@ -2,8 +2,8 @@
  *
  *   swarm.c   flags, the loop, the commands of the driver, the report
  *   wire.c    links: connect, upgrade, frames out and in, the careful end
- *   decode.c  what a frame of the server says; each distinct frame is read once
- *   modes.c   heartbeats, handshakes, idle         fanout.c  fanout         sync.c  sync
+ *   decode.c  what a frame of the server says; each distinct frame is read once         inflate.c  compressed ones
+ *   modes.c   heartbeats, handshakes, idle     fanout.c  fanout     sync.c  sync     storm.c  storm, pulse
  *
  * One thread, no locks. Every failure that would make a figure wrong ends the process with one line that says so.
  */
@@ -27,28 +27,32 @@ struct link {
     uint32_t index;
     uint8_t phase, role;
     bool leaving;              /* we said goodbye: its end is no failure */
+    bool has_ack, has_snapshot; /* what came of the greeting */
+    bool waits;                /* pulse: a heartbeat is in flight */
     struct waiting *in;        /* the front of a frame; rare */
     const char *token, *user;  /* into the tokens file */
     uint64_t mark;             /* the mode's own: when sent, which round */
 };
 
 struct options {
-    const char *mode, *tokens, *observer_token;
+    const char *mode, *tokens, *observer_token, *device;
     int port, server_pid;
     uint32_t connections, publishers, parallel;
-    bool real, spin, present, publishers_public;
+    uint32_t freezing;         /* sync: links beyond `connections` that come, stop reading and go within a run */
+    uint32_t snapshot;         /* storm: entries that a newcomer must be told of */
+    bool real, spin, present, publishers_public, deflate, eager;
     double period_s, rate, pace_ms;
 };
 
 struct counters {
     uint64_t operations;   /* what the mode counts: answers, deliveries, handshakes, samples */
-    uint64_t sent, frames, frame_bytes, entries, errors, lost;
+    uint64_t sent, frames, frame_bytes, entries, compressed, errors, lost;
 };
 
 extern struct options options;
 extern struct counters counters;
 extern struct link *links;
-extern uint32_t link_count, ready_count;
+extern uint32_t link_count, ready_count; /* the freezing ones are the last of `links` */
 
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 uint64_t now_ns(void);              /* monotonic */
@@ -62,6 +66,8 @@ void link_send(struct link *link, const char *payload, size_t length);
 void link_say(struct link *link, const char *type, const char *extra);  /* a JSON frame with the user's name in it */
 void link_goodbye(struct link *link);                                   /* close 1000, politely */
 void link_cut(struct link *link);                                       /* a reset, at once */
+void link_freeze(struct link *link, bool frozen);                       /* stop reading; go on reading */
+bool is_freezing(const struct link *link);
 uint32_t token_count(void);
 void link_name(struct link *link, uint32_t token);
 
@@ -78,14 +84,15 @@ struct entry {
 
 struct frame {
     enum kind kind;
-    bool full, has_cursor;
-    uint32_t entry_count, length;
+    bool full, has_cursor, compressed;
+    uint32_t entry_count, length, text_length;
     struct entry *entries;
-    uint8_t *bytes;
+    uint8_t *bytes, *text; /* as it came; what it says: the same, or inflated */
 };
 
 extern const char *const status_names[];
-const struct frame *decode(const uint8_t *payload, uint32_t length); /* valid until the next call */
+const struct frame *decode(const uint8_t *payload, uint32_t length, bool compressed); /* valid until the next call */
+bool inflate(const uint8_t *in, uint32_t length, uint8_t *out, uint32_t max, uint32_t *written); /* inflate.c */
 
 /* ---- modes */
 
@@ -94,15 +101,16 @@ struct mode {
     bool (*busy)(void);                             /* something is still in flight */
     void (*start)(double amount, uint32_t bytes);   /* of one run: amount is seconds (handshakes: how many) */
     void (*turn)(uint64_t now);                     /* once a loop turn, while driving */
-    void (*frame)(struct link *, const uint8_t *payload, uint32_t length); /* of a READY link, always */
+    void (*frame)(struct link *, const struct frame *);                    /* of a READY link, always */
     void (*ready)(struct link *);                   /* the link is up */
     void (*window)(bool begins);                    /* the measured window begins or ends */
     void (*report)(void);                           /* more members of the result's JSON object */
     void (*idle)(uint64_t now);                     /* once a loop turn, driving or not */
-    bool counts;                                    /* a run ends by count, not by time */
+    bool counts;                                    /* a run ends when nothing is in flight, not by time */
+    bool passing;                                   /* links come and go within a run; none is up before it */
 };
 
-extern const struct mode heartbeats_mode, handshakes_mode, idle_mode, fanout_mode, sync_mode;
+extern const struct mode heartbeats_mode, handshakes_mode, idle_mode, fanout_mode, sync_mode, storm_mode, pulse_mode;
 extern bool driving; /* between the start of a run and the end of its window */
 
 /* ---- an HDR-like histogram: log-linear, 64 steps to a doubling, at most 1.6 % too high, never too low */

@@ -11,6 +11,10 @@
  * one that had been sent by the time the entry's rev says (microseconds of the same machine's clock). The truth lies
  * between the two; with few changes conflated they are the same. Changes that were conflated away have no latency: what
  * replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
+ *
+ * With --freezing F a run may be told (BYTES) that readers freeze: F more observers come, stop reading as soon as they
+ * have their snapshot, and thaw when the window is over; they must end as right as the others. They count for no
+ * latency, and are gone when the next run begins.
  */
 #include "swarm.h"
 
@@ -36,7 +40,8 @@ static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the ru
 static struct histogram latency, newest_latency;
 static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, late_ns, second_ns;
 static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
-static uint32_t capacity;
+static uint32_t capacity, thawing_frames; /* frames that one reader was sent after it thawed, at most */
+static bool freezing, frozen;
 
 static uint64_t wall_us(void)
 {
@@ -50,9 +55,23 @@ static uint64_t due(uint64_t change)
     return begin_ns + (uint64_t)((double)change / options.rate * 1e9);
 }
 
+static uint32_t observer_count(void)
+{
+    return link_count - options.publishers - options.freezing; /* who reads all the time; the others come after them */
+}
+
+static void renew_freezing(void)
+{
+    for (uint32_t i = link_count - options.freezing; i < link_count; i++) {
+        if (links[i].phase != CLOSED)
+            link_cut(&links[i]);
+        if (freezing)
+            link_connect(&links[i]);
+    }
+}
+
 static void start(double amount, uint32_t bytes)
 {
-    (void)bytes;
     uint32_t observers = link_count - options.publishers;
     if (!hosts) {
         hosts = zeroed(options.publishers, sizeof *hosts);
@@ -72,6 +91,8 @@ static void start(double amount, uint32_t bytes)
         hosts[i].before = hosts[i].sent;
     }
     next_change = 0;
+    freezing = frozen = bytes;
+    renew_freezing();
     begin_ns = now_ns();
 }
 
@@ -79,6 +100,12 @@ static void window(bool begins)
 {
     if (!begins) {
         window_end_ns = last_frame_ns = now_ns();
+        frozen = false;
+        for (uint32_t i = link_count - options.freezing; i < link_count && freezing; i++) {
+            if (links[i].phase != READY)
+                die("a reader that was to freeze did not come up");
+            link_freeze(&links[i], false);
+        }
         return;
     }
     window_ns = second_ns = now_ns();
@@ -86,7 +113,7 @@ static void window(bool begins)
     memset(&newest_latency, 0, sizeof newest_latency);
     memset(frames_of, 0, (link_count - options.publishers) * sizeof *frames_of);
     memset(second_frames, 0, (link_count - options.publishers) * sizeof *second_frames);
-    rev_back = unmatched = repeated = snapshots = late_ns = second_max = 0;
+    rev_back = unmatched = repeated = snapshots = late_ns = second_max = thawing_frames = 0;
 }
 
 static void count_second(void)
@@ -125,7 +152,7 @@ static uint64_t due_of(int32_t publisher, uint32_t change)
     return due((uint64_t)(change - hosts[publisher].before - 1) * options.publishers + (uint64_t)publisher);
 }
 
-static void show(struct shown *last, const struct entry *entry, uint64_t now)
+static void show(struct shown *last, const struct entry *entry, uint64_t now, bool live)
 {
     const struct host *host = &hosts[entry->publisher];
     if (entry->rev <= last->rev) {
@@ -149,7 +176,7 @@ static void show(struct shown *last, const struct entry *entry, uint64_t now)
         return;
     }
     last->change = change;
-    if (change > host->before && due_of(entry->publisher, change) >= window_ns) {
+    if (live && change > host->before && due_of(entry->publisher, change) >= window_ns) {
         uint32_t newest = host->sent;
         while (newest > change && (host->sent_us[newest] > entry->rev || host->statuses[newest] != entry->status))
             newest--;
@@ -158,11 +185,9 @@ static void show(struct shown *last, const struct entry *entry, uint64_t now)
     }
 }
 
-static void on_frame(struct link *link, const uint8_t *payload, uint32_t length)
+static void on_frame(struct link *link, const struct frame *frame)
 {
-    const struct frame *frame = decode(payload, length);
-    if (frame->kind == ERROR && counters.errors++ < 3)
-        fprintf(stderr, "swarm: %.*s\n", (int)length, (const char *)payload);
+    uint32_t length = frame->length;
     if (frame->kind != STATUS || !hosts || link->index < options.publishers)
         return;
     uint32_t observer = link->index - options.publishers;
@@ -170,16 +195,21 @@ static void on_frame(struct link *link, const uint8_t *payload, uint32_t length)
     last_frame_ns = now;
     if (frame->full)
         snapshots++;
+    bool live = observer < observer_count();
     frames_of[observer]++;
-    second_frames[observer]++;
-    counters.frames++;
-    counters.frame_bytes += length + (length < 126 ? 2 : length < 65536 ? 4 : 10);
-    counters.entries += frame->entry_count;
+    if (live) {
+        second_frames[observer]++;
+        counters.frames++;
+        counters.frame_bytes += length + (length < 126 ? 2 : length < 65536 ? 4 : 10);
+        counters.entries += frame->entry_count;
+    } else if (frames_of[observer] > thawing_frames) {
+        thawing_frames = frames_of[observer];
+    }
     for (uint32_t i = 0; i < frame->entry_count; i++)
         if (frame->entries[i].publisher >= 0) {
-            counters.operations++;
+            counters.operations += live;
             show(&shown[(size_t)observer * options.publishers + (uint32_t)frame->entries[i].publisher],
-                 &frame->entries[i], now);
+                 &frame->entries[i], now, live);
         }
 }
 
@@ -190,21 +220,28 @@ static bool busy(void)
 
 static void ready(struct link *link)
 {
-    (void)link;
+    if (!is_freezing(link))
+        return;
+    /* What it was shown in its snapshot is at most one change behind what was sent: changes come a second apart. */
+    for (uint32_t j = 0; j < options.publishers; j++)
+        shown[(size_t)(link->index - options.publishers) * options.publishers + j] =
+            (struct shown){.change = hosts[j].sent > 1 ? hosts[j].sent - 2 : 0};
+    if (frozen)
+        link_freeze(link, true);
 }
 
 static void report(void)
 {
-    uint32_t observers = link_count - options.publishers, frames_max = 0;
+    uint32_t live = observer_count(), observers = live + (freezing ? options.freezing : 0), frames_max = 0;
     uint64_t wrong = 0, behind = 0, rev_differs = 0, changes = 0;
     for (uint32_t i = 0; i < observers; i++) {
-        if (frames_of[i] > frames_max)
+        if (i < live && frames_of[i] > frames_max)
             frames_max = frames_of[i];
         for (uint32_t j = 0; j < options.publishers; j++) {
             const struct shown *last = &shown[(size_t)i * options.publishers + j];
             const struct host *host = &hosts[j];
             wrong += host->statuses[last->change] != host->statuses[host->sent];
-            behind += last->change != host->sent;
+            behind += i < live && last->change != host->sent;
             rev_differs += last->rev != shown[j].rev;
         }
     }
@@ -213,14 +250,15 @@ static void report(void)
     printf(", \"changes\": %llu, \"observers\": %u, \"wrong\": %llu, \"matched_too_old\": %llu, \"rev_differs\": %llu, "
            "\"rev_back\": %llu, \"unmatched\": %llu, \"repeated\": %llu, \"snapshots\": %llu, \"sent_late_ms\": %.3f, "
            "\"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, "
-           "\"p99_newest_ms\": %.3f, \"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u",
+           "\"p99_newest_ms\": %.3f, \"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u, "
+           "\"thawing_frames\": %u",
            (unsigned long long)changes, observers, (unsigned long long)wrong, (unsigned long long)behind,
            (unsigned long long)rev_differs, (unsigned long long)rev_back, (unsigned long long)unmatched,
            (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
            (unsigned long long)latency.count, (double)histogram_at(&latency, 0.5) / NS_MS,
            (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
            (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS,
-           frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max);
+           frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max, thawing_frames);
 }
 
 const struct mode sync_mode = {

@@ -3,7 +3,8 @@
  *   CLOSED -> CONNECTING -> UPGRADING -> GREETING -> READY        (GREETING is skipped at the C server)
  *
  * GREETING at the real server: a PRESENT link has said user_online and waits for its ack; an OBSERVER waits for the
- * last frame of its snapshot, the one with the cursor. What comes before is read and passed over.
+ * last frame of its snapshot, the one with the cursor; in a storm a PRESENT link waits for both. What comes before is
+ * read and passed over.
  */
 #define _GNU_SOURCE
 #include "swarm.h"
@@ -21,9 +22,13 @@
 
 enum {
     READ_SIZE = 256 * 1024,
+    COMPRESSED = 0x40, /* RSV1, RFC 7692, 7.2.3.1 */
     FRAME_MAX = 1024 * 1024, /* bytes: no server of ours sends more in one frame */
     SEND_MAX = 66 * 1024,
+    FROZEN_BUFFER = 16 * 1024, /* bytes, of a reader that will stop: what it does not take waits at the server */
 };
+
+#define DEFLATE "permessage-deflate"
 
 struct waiting {
     uint32_t length;
@@ -108,10 +113,14 @@ void link_connect(struct link *link)
     if (link->fd < 0)
         die("socket: %s", strerror(errno));
     setsockopt(link->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    if (is_freezing(link)) {
+        int size = FROZEN_BUFFER;
+        setsockopt(link->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    }
     if (connect(link->fd, (struct sockaddr *)&to, sizeof to) < 0 && errno != EINPROGRESS)
         die("connect: %s", strerror(errno));
     link->phase = CONNECTING;
-    link->leaving = false;
+    link->leaving = link->has_ack = link->has_snapshot = false;
     arm(link, EPOLL_CTL_ADD, EPOLLOUT);
 }
 
@@ -131,6 +140,21 @@ void link_cut(struct link *link)
     struct linger reset = {.l_onoff = 1, .l_linger = 0};
     setsockopt(link->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     forget(link);
+}
+
+bool is_freezing(const struct link *link)
+{
+    return link->index >= link_count - options.freezing;
+}
+
+void link_freeze(struct link *link, bool frozen)
+{
+    if (frozen) {
+        if (epoll_ctl(epoll_fd, EPOLL_CTL_DEL, link->fd, NULL) < 0)
+            die("epoll_ctl: %s", strerror(errno));
+    } else {
+        arm(link, EPOLL_CTL_ADD, EPOLLIN);
+    }
 }
 
 static void lost(struct link *link, const char *why)
@@ -211,8 +235,9 @@ static void request_upgrade(struct link *link)
     int size = snprintf(text, sizeof text,
                         "GET /ws?token=%s&public=%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
                         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-                        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: fastpresence.v1.json\r\n\r\n",
-                        link->token, everyone || !options.publishers, options.port);
+                        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: fastpresence.v1.json\r\n%s\r\n",
+                        link->token, everyone || !options.publishers, options.port,
+                        options.deflate ? "Sec-WebSocket-Extensions: " DEFLATE "; client_no_context_takeover\r\n" : "");
     if (size < 0 || (size_t)size >= sizeof text)
         die("a token is too long");
     if (send(link->fd, text, (size_t)size, MSG_NOSIGNAL) != size)
@@ -228,21 +253,31 @@ static void become_ready(struct link *link)
     mode->ready(link);
 }
 
+static void say_online(struct link *link)
+{
+    char extra[64];
+    snprintf(extra, sizeof extra, options.device ? "\"id\":1,\"device\":\"%s\"," : "\"id\":1,", options.device);
+    link_say(link, "user_online", extra);
+}
+
 static void upgraded(struct link *link)
 {
     link->phase = GREETING;
     if (!options.real)
         become_ready(link);
     else if (link->role == PRESENT)
-        link_say(link, "user_online", "\"id\":1,");
+        say_online(link);
 }
 
-static void greeting(struct link *link, const uint8_t *payload, uint32_t length)
+static void greeting(struct link *link, const struct frame *frame)
 {
-    const struct frame *frame = decode(payload, length);
     if (frame->kind == ERROR)
-        die("the server refused: %.*s", (int)length, (const char *)payload);
-    if (link->role == PRESENT ? frame->kind == ACK : frame->kind == STATUS && frame->has_cursor)
+        die("the server refused: %.*s", (int)frame->text_length, (const char *)frame->text);
+    if (frame->kind == STATUS && frame->full && frame->entry_count < options.snapshot)
+        die("a snapshot of %u entries, not %u", frame->entry_count, options.snapshot);
+    link->has_ack |= frame->kind == ACK;
+    link->has_snapshot |= frame->kind == STATUS && frame->has_cursor;
+    if ((link->has_ack || link->role != PRESENT) && (link->has_snapshot || (link->role == PRESENT && !options.snapshot)))
         become_ready(link);
 }
 
@@ -253,14 +288,20 @@ static void take(struct link *link, uint8_t first, const uint8_t *payload, uint3
         char why[64];
         snprintf(why, sizeof why, "closed with %d", length < 2 ? 1005 : payload[0] << 8 | payload[1]);
         lost(link, why);
-    } else if ((first & 15) >= 8) {
+        return;
+    }
+    if ((first & 15) >= 8)
         return; /* the server of the protocol sends no pings */
-    } else if (!(first & 0x80) || !(first & 15)) {
+    if (!(first & 0x80) || !(first & 15))
         die("a fragmented frame: none of the servers sends one");
-    } else if (link->phase == GREETING) {
-        greeting(link, payload, length);
+    const struct frame *frame = decode(payload, length, first & COMPRESSED);
+    counters.compressed += frame->compressed;
+    if (link->phase == GREETING) {
+        greeting(link, frame);
     } else {
-        mode->frame(link, payload, length);
+        if (frame->kind == ERROR && counters.errors++ < 3)
+            fprintf(stderr, "swarm: %.*s\n", (int)frame->text_length, (const char *)frame->text);
+        mode->frame(link, frame);
     }
 }
 
@@ -283,7 +324,7 @@ static size_t take_frames(struct link *link, const uint8_t *bytes, size_t size)
             for (int i = 0; i < 8; i++)
                 length = length << 8 | p[2 + i];
         }
-        if (p[1] & 0x80 || p[0] & 0x70 || length > FRAME_MAX)
+        if (p[1] & 0x80 || p[0] & 0x70 & ~(options.deflate ? COMPRESSED : 0) || length > FRAME_MAX)
             die("not a frame that was agreed on: %02x %02x", p[0], p[1]);
         if (size - at < head + length)
             break;
@@ -312,6 +353,8 @@ static void readable(struct link *link)
         if (end) {
             if (memcmp(buffer, "HTTP/1.1 101", 12) != 0)
                 die("the upgrade was refused: %.*s", (int)(size < 400 ? size : 400), (const char *)buffer);
+            if (options.deflate && !memmem(buffer, size, DEFLATE, sizeof DEFLATE - 1))
+                die("the server did not take up " DEFLATE);
             at = (size_t)(end + 4 - buffer);
             upgraded(link);
         }

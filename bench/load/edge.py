@@ -1,0 +1,221 @@
+"""What the edge is for: slow-readers, deflate, storm.
+
+Each has a neighbour to be compared with: the same readers without the frozen ones, C's send of the same bytes, the same
+crowd one round before.
+"""
+
+import contextlib
+import time
+import zlib
+from functools import partial
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from bench.load import procfs
+from bench.load.crowd import right
+from bench.load.driver import Run, Swarm
+from bench.load.report import Bar, Outcome
+from bench.load.scenarios import COMMON, COST_COLUMNS, SILENCE, SPIN, Setting, complaints, fan, record
+from bench.load.servers import LONG_SILENCE, Server, real
+from bench.load.tokens import host_names, token, user_names, write_tokens
+
+__all__ = ["deflate", "slow_readers", "storm"]
+
+SLOWER_BAR: Final = 1.25  #: p99 of who reads, with frozen readers beside them
+FROZEN_BAR_KB: Final = 200  #: a frozen reader, in the worker and in its socket
+DEFLATE_BAR: Final = 1.15
+BACK_BAR_S: Final = 5.0
+PULSE_BAR_MS: Final = 250
+#: Growth of the worker from one round to the next that is no growth: pages that a busy process touches now or later.
+ROUND_BAR_PERCENT: Final = 2.0
+
+
+def slow_readers(setting: Setting) -> Outcome:
+    observers, frozen = setting.size(1000, 50), setting.size(250, 10)
+    hosts, rate, pairs = setting.size(100, 20), 100, setting.size(4, 1)
+    seconds, warmup_s = setting.seconds(18.0, 2.0), setting.seconds(2.0, 0.5)
+    outcome = Outcome(
+        "slow-readers",
+        "Do readers that stop reading delay the others, what do they cost, and are they right when they go on?",
+        "TLS, a real network; the time the swarm takes to read is in the latency",
+        f"{observers} observers, {hosts} hosts, {rate} changes a second in all, open loop; {pairs} pairs of {seconds} s"
+        f" with and without {frozen} more who freeze for {seconds + warmup_s:.0f} s; {COMMON}, {SILENCE}",
+        ("p99 of who reads, ms", "best", "median", "worst", "p50", "cores", "swarm busy"),
+    )
+    tokens = write_tokens(setting.directory / "slow-readers", host_names(hosts))
+    runs: tuple[list[Run], list[Run]] = ([], [])
+    memory: tuple[list[int], list[int]] = ([], [])  #: in the worker and in its sockets, shortly before the thaw
+    with real(setting.cpus, setting.directory, LONG_SILENCE) as ours:
+        with Swarm(
+            *("sync", ours, setting.cpus),
+            connections=observers,
+            publishers=hosts,
+            tokens=tokens,
+            observer_token=token("observer", "user"),
+            options=["--rate", str(rate), "--freezing", str(frozen), SPIN],
+        ) as swarm:
+            swarm.run(setting.seconds(3.0, 0.5))  # to warm up
+            for i in range(pairs):
+                for with_frozen in (i % 2, 1 - i % 2):
+                    swarm.begin(seconds, warmup_s=warmup_s, freeze=frozen * with_frozen)
+                    time.sleep(warmup_s + seconds * 0.95)
+                    user, (kernel, _) = procfs.memory(ours.pid), procfs.socket_memory(ours.port)
+                    memory[with_frozen].append(user.pss + kernel)
+                    run = record(outcome, ours, swarm.result(60))
+                    outcome.runs[-1] |= {"frozen": frozen * with_frozen, "pss": user.pss, "sockets": kernel}
+                    runs[with_frozen].append(run)
+                    if run.changes < rate * (seconds + warmup_s) * 0.98:
+                        outcome.faults.append(f"the swarm sent only {run.changes} changes")
+        complaints(outcome, ours)
+    for name, some in zip(("nobody frozen", f"{frozen} frozen"), runs, strict=True):
+        late = [run.p99_ms for run in some]
+        cores = median(run.server_cpu_ns / 1e9 / run.seconds for run in some)
+        middle, busy = median(run.p50_ms for run in some), max(run.swarm_busy for run in some)
+        outcome.rows.append(
+            [name, *(f"{ms:.1f}" for ms in (min(late), median(late), max(late), middle)), f"{cores:.2f}", f"{busy:.2f}"]
+        )
+    ratios = [with_.p99_ms / without.p99_ms for without, with_ in zip(*runs, strict=True)]
+    each_kb = max(a - b for b, a in zip(*memory, strict=True)) / frozen / 1000
+    outcome.notes += [
+        f"p99 with / without, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
+        f"worker and sockets at most {max(memory[0]) / 1e6:.1f} MB without, {max(memory[1]) / 1e6:.1f} MB with",
+        f"a reader that thawed was sent at most {max(run.thawing_frames for run in runs[1])} frames, of "
+        f"{runs[1][-1].frames / observers:.0f} that the others got in the window",
+    ]
+    ratio = median(ratios)
+    outcome.bars += [
+        Bar(f"p99 of who reads at most {SLOWER_BAR} times that without the frozen (here {ratio:.2f})",
+            ratio <= SLOWER_BAR),
+        Bar(f"under {FROZEN_BAR_KB} KB of the server's side a frozen reader (here {each_kb:.0f} at worst)",
+            each_kb < FROZEN_BAR_KB, by_time=False),
+    ]  # fmt: skip
+    right(outcome, *runs[0], *runs[1])
+    return outcome
+
+
+def deflate(setting: Setting) -> Outcome:
+    observers, pairs, hosts = setting.size(5000, 100), setting.size(7, 2), 36
+    seconds, warmup_s = setting.seconds(2.0, 0.3), setting.seconds(0.5, 0.1)
+    outcome = Outcome(
+        "deflate",
+        "What does a 4 KB delta cost that is compressed once and sent to all, beside C's send of as many bytes?",
+        "TLS, a real network, slow readers; what clients save in bytes",
+        f"{observers} observers with permessage-deflate, {hosts} hosts that change at once; "
+        f"{pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
+        COST_COLUMNS,
+    )
+    runs, paced, payload = fan(setting, outcome, observers, hosts, pairs, seconds, warmup_s, ["--deflate"])
+    outcome.rows += runs.rows()
+    outcome.rows.append(paced.rows(("", "C limit, at our pace"))[1])
+    outcome.notes += [runs.note(), f"with C at our pace: {paced.note()}"]
+    frames = sum(run.frames for run in runs.ours)
+    per_frame = sum(run.entries for run in runs.ours) / max(1, frames)
+    plain = _inflated(outcome, runs.ours[-1], hosts)
+    outcome.notes.append(
+        f"{per_frame:.1f} entries a frame, {plain} bytes when inflated, {payload} as sent; "
+        f"{100 * sum(run.compressed for run in runs.ours) / max(1, frames):.1f} % of the frames compressed"
+    )
+    ratio = median(runs.ratios())
+    outcome.bars.append(
+        Bar(f"server CPU a delivery at most {DEFLATE_BAR} times C's send of the same bytes (here {ratio:.2f})",
+            ratio <= DEFLATE_BAR)
+    )  # fmt: skip
+    return outcome
+
+
+def _inflated(outcome: Outcome, run: Run, hosts: int) -> int:
+    """Looks at one frame with zlib, not with the swarm's own eyes. Bytes of its JSON."""
+    try:
+        stretcher = zlib.decompressobj(-15)
+        text = stretcher.decompress(bytes.fromhex(run.sample) + b"\0\0\xff\xff")
+        frame = msgspec.json.decode(text)
+        users = {entry["user_id"] for entry in frame["user_status"]}
+        if frame["type"] != "user_online_status" or not users <= set(host_names(hosts)) or stretcher.eof:
+            raise ValueError("not a delta")
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
+        outcome.faults.append(f"a compressed frame that is none: {error!r}, {run.sample[:80]}")
+        return 0
+    return len(text)
+
+
+def storm(setting: Setting) -> Outcome:
+    processes, each, hosts = 4, setting.size(2500, 50), setting.size(100, 20)
+    clients, rounds, watch_s = processes * each, 3, setting.seconds(8.0, 2.0)
+    outcome = Outcome(
+        "storm",
+        "All clients are cut and come back at once: how soon, does a bystander notice, and does anything stay behind?",
+        "TLS, a real network; back-off and jitter, which spread a real crowd; logs of more than warnings",
+        f"{clients} present users in {processes} processes, {hosts} hosts in the snapshot, no cursor, {rounds} rounds; "
+        f"log.level warning (the default is info), {COMMON}",
+        ("round", "all back, s", "p50, s", "bystander worst", "its p99", "server cores", "swarm cores", "PSS after"),
+    )
+    tokens = write_tokens(setting.directory / "storm-hosts", host_names(hosts))
+    beats = ["--present", "--period", "20"]
+    growth: list[int] = []
+    back: list[float] = []
+    worst: list[float] = []
+    with real(setting.cpus, setting.directory, {}) as ours, contextlib.ExitStack() as swarms:
+        up = partial(Swarm, server=ours, cpus=setting.cpus)
+        swarms.enter_context(up("idle", connections=hosts, tokens=tokens, options=beats))
+        alone = write_tokens(setting.directory / "storm-bystander", ["bystander"])
+        pulse = swarms.enter_context(
+            up("pulse", connections=1, tokens=alone, options=["--present", "--period", "0.002"])
+        )
+        crowds = []
+        for i in range(processes):
+            part = write_tokens(setting.directory / f"storm-{i}", user_names(clients)[i * each : (i + 1) * each])
+            crowds.append(
+                swarms.enter_context(
+                    up("storm", connections=each, tokens=part, options=["--present", "--snapshot", str(hosts)])
+                )
+            )
+        calm = pulse.run(setting.seconds(2.0, 0.5))
+        for i in range(rounds):
+            back_s, pulsed = _round(setting, outcome, ours, crowds, pulse, watch_s)
+            time.sleep(setting.seconds(2.0, 0.2))
+            growth.append(procfs.memory(ours.pid).pss)
+            back.append(back_s)
+            worst.append(pulsed.max_ms)
+            outcome.rows[-1] = [str(i + 1), *outcome.rows[-1], f"{growth[-1] / 1e6:.2f} MB"]
+            outcome.runs[-1] |= {"round": i + 1, "pss": growth[-1]}
+        complaints(outcome, ours)
+    percent = 100 * (growth[2] - growth[1]) / growth[1]
+    outcome.notes.append(f"the bystander before the first round: p99 {calm.p99_ms:.1f} ms, worst {calm.max_ms:.1f} ms")
+    outcome.bars += [
+        Bar(f"all back within {BACK_BAR_S:.0f} s (here {max(back):.2f} at worst)", max(back) <= BACK_BAR_S),
+        Bar(f"a bystander's worst round trip under {PULSE_BAR_MS} ms (here {max(worst):.0f})",
+            max(worst) < PULSE_BAR_MS),
+        Bar(f"no growth of the worker from round 2 to 3: under {ROUND_BAR_PERCENT:.0f} % (here {percent:+.1f} %)",
+            percent < ROUND_BAR_PERCENT),
+    ]  # fmt: skip
+    return outcome
+
+
+def _round(
+    setting: Setting, outcome: Outcome, ours: Server, crowds: list[Swarm], pulse: Swarm, watch_s: float
+) -> tuple[float, Run]:
+    """One storm. Seconds until the last one was back, and what the bystander says."""
+    pulse.begin(watch_s)
+    time.sleep(setting.seconds(0.5, 0.2))
+    before, began = procfs.cpu_ns(ours.pid), time.monotonic()
+    for crowd in crowds:
+        crowd.begin()
+    runs = [crowd.result(120) for crowd in crowds]
+    server_cores = (procfs.cpu_ns(ours.pid) - before) / 1e9 / (time.monotonic() - began)
+    pulsed = pulse.result(watch_s + 60)
+    for run in (*runs, pulsed):
+        record(outcome, ours, run)
+    seconds = (max(run.back_ns for run in runs) - min(run.begin_ns for run in runs)) / 1e9
+    swarm_cores = sum(run.swarm_cpu * run.seconds for run in runs) / seconds
+    if seconds > watch_s - 0.5:
+        outcome.faults.append(f"the storm of {seconds:.1f} s outlasted the bystander's watch")
+    half = median(run.p50_ms for run in runs) / 1000
+    outcome.rows.append(
+        [
+            *(f"{seconds:.2f}", f"{half:.2f}", f"{pulsed.max_ms:.0f} ms", f"{pulsed.p99_ms:.1f} ms"),
+            *(f"{server_cores:.2f}", f"{swarm_cores:.2f}"),
+        ]
+    )
+    return seconds, pulsed
