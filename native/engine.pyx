@@ -58,9 +58,9 @@ cdef extern from "engine.h" nogil:
         void (*carry_cut)(void *, fp_handle) noexcept
     ctypedef struct fp_config:
         fp_limits limits
-        uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections
+        uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections, per_address
     ctypedef struct fp_stats:
-        uint64_t accepted, refused, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped
+        uint64_t accepted, refused, crowded, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped
         uint32_t connections, open, lagging
     ctypedef struct fp_audience:
         uint32_t count
@@ -87,7 +87,10 @@ cdef extern from "engine.h" nogil:
     void fp_engine_finish(fp_engine *, fp_handle)
     void fp_engine_abort(fp_engine *, fp_handle)
     void fp_engine_await_request(fp_engine *, fp_handle)
-    bint fp_engine_adopt(fp_engine *, fp_handle *)
+    bint fp_engine_adopt(fp_engine *, const char *, fp_handle *)
+    bint fp_engine_go_on(fp_engine *, fp_handle)
+    void fp_engine_hold(fp_engine *, fp_handle, bint)
+    size_t fp_engine_waiting(fp_engine *, fp_handle)
     void fp_engine_feed(fp_engine *, fp_handle, const uint8_t *, size_t)
     void fp_engine_full(fp_engine *, fp_handle)
     void fp_engine_drained(fp_engine *, fp_handle)
@@ -190,7 +193,8 @@ cdef class Engine:
 
     def __cinit__(self, on_batch, *, uint32_t heartbeat_timeout_ms=60_000, uint32_t connect_timeout_ms=10_000,
                   uint32_t lag_time_ms=30_000, uint64_t frame_size=65536, uint64_t message_size=65536,
-                  uint32_t fragments=1024, uint32_t send_buffer=131072, uint32_t connections=1_000_000):
+                  uint32_t fragments=1024, uint32_t send_buffer=131072, uint32_t connections=1_000_000,
+                  uint32_t connections_per_address=0):
         cdef fp_config config
         cdef fp_hooks hooks
         memset(&config, 0, sizeof(config))
@@ -203,6 +207,7 @@ cdef class Engine:
         config.lag_time_ms = lag_time_ms
         config.send_buffer = send_buffer
         config.connections = connections
+        config.per_address = connections_per_address
         hooks.context = <void *>self
         hooks.request = on_request
         hooks.message = on_message
@@ -359,15 +364,27 @@ cdef class Engine:
         """An HTTP connection waits for its next request: the connect timeout begins anew."""
         fp_engine_await_request(&self.engine, handle)
 
+    def hold(self, fp_handle handle, bint held):
+        """Take nothing more of it, or go on. For a turn of the loop or until its socket has drained, not for longer."""
+        fp_engine_hold(&self.engine, handle, held)
+        if not held:
+            self.go_on(handle)
+
+    def waiting(self, fp_handle handle):
+        """Bytes that were gathered for it and that no socket has taken."""
+        return fp_engine_waiting(&self.engine, handle)
+
     # Connections whose sockets somebody else holds: TLS.
 
     def adopt(self, carrier not None):
         """A new connection that `carrier` carries: `write(bytes)`, `end()` (after what is written), `cut()` (now).
 
-        Returns its handle, or None at the limit of connections. The carrier says `feed`, `full`, `drained`, `lost`.
+        Returns its handle, or None at a limit: of all connections, or of those from `carrier.address`. The carrier says
+        `feed`, `full`, `drained`, `lost`.
         """
         cdef fp_handle handle
-        if not fp_engine_adopt(&self.engine, &handle):
+        cdef bytes address = carrier.address.encode("ascii", "replace")
+        if not fp_engine_adopt(&self.engine, PyBytes_AS_STRING(address), &handle):
             return None
         self.carriers[handle] = carrier
         return handle
@@ -383,6 +400,12 @@ cdef class Engine:
             self.deliver()
             at += part
             left -= part
+            self.go_on(handle)
+
+    cdef int go_on(self, fp_handle handle) except -1:
+        while fp_engine_go_on(&self.engine, handle):
+            self.deliver()
+        return 0
 
     def full(self, fp_handle handle):
         """Its carrier's buffer is full: what may wait waits, presence is left out."""
@@ -392,6 +415,7 @@ cdef class Engine:
         """Its carrier takes more again."""
         fp_engine_drained(&self.engine, handle)
         self.deliver()
+        self.go_on(handle)
 
     def lost(self, fp_handle handle):
         """Its carrier has lost it."""

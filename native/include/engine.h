@@ -10,8 +10,9 @@
  * A connection between frames is one `fp_conn`, 16 bytes of timer and 8 bytes of its owner's: no buffer. A handle names a slot and
  * its generation, so that a stale one is told from the slot's next tenant; every call ignores a stale handle.
  *
- * Bounded work: at most FP_EVENTS ready sockets a call, one read of at most FP_READ bytes each; level-triggered, so that
- * what is left comes again. A connection whose answers do not drain is not read from.
+ * Bounded work: at most FP_EVENTS ready sockets a call, one read of at most FP_READ bytes each, of which FP_VISIT_MESSAGES
+ * messages go up; level-triggered, so that what is left comes again. A connection whose answers do not drain is not read
+ * from. The kernel keeps what does not fit into that, and slows its sender down.
  */
 #ifndef FP_ENGINE_H
 #define FP_ENGINE_H
@@ -23,13 +24,17 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "address.h"
 #include "frame.h"
 #include "wheel.h"
 
 enum {
     FP_EVENTS = 64,               /* ready sockets a call */
     FP_ACCEPTS = 64,              /* new connections a call */
-    FP_READ = 65536,              /* bytes of one read */
+    FP_READ = 65536,              /* bytes of one read in the middle of a message */
+    FP_READ_FIRST = 16384,        /* and between messages */
+    FP_VISIT_MESSAGES = 64,       /* messages that go up of one connection in one turn */
+    FP_VISIT_BYTES = 4096,        /* and when they have so many bytes, none follows; what is left waits its turn */
     FP_FIRST = 256,               /* connections, memberships and pieces that there is room for at first */
     FP_VARIANTS = 4,              /* kinds of recipient: JSON, MessagePack, each also deflated */
     FP_JOINED = 16,               /* pieces that one system call joins at the most */
@@ -63,6 +68,11 @@ typedef struct {
 } fp_rest;
 
 typedef struct {
+    size_t size, done;
+    uint8_t data[];
+} fp_kept;
+
+typedef struct {
     int32_t fd;
     uint32_t generation;
     uint8_t state;   /* fp_state */
@@ -75,14 +85,18 @@ typedef struct {
     uint8_t carried : 1;     /* has no socket here: its bytes go through the hooks */
     uint8_t touched : 1;     /* on the list of connections with something pending */
     uint8_t leaving : 1;     /* its end was told; what it said before is being answered, then comes the close frame */
+    uint8_t held : 1;        /* its owner has enough to do with what came already */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
     uint32_t pending, pending_last; /* pieces of this turn */
     uint32_t discarded;      /* bytes read while lingering */
+    uint32_t address;        /* its place among the addresses; FP_NO_PLACE: not counted */
+    uint32_t pending_size;   /* bytes of this turn */
     uint64_t heard_ms;       /* when its last complete frame came */
     uint64_t missed_from;    /* the version up to which it was told everything, where `missed` */
     fp_stream *stream;       /* only inside a frame or a message */
     fp_rest *rest;           /* only while its socket is full */
+    fp_kept *kept;           /* only while it has more to say than one visit takes */
 } fp_conn;
 
 typedef struct {
@@ -141,10 +155,11 @@ typedef struct {
     uint32_t lag_time_ms;
     uint32_t send_buffer;      /* bytes: SO_SNDBUF */
     uint32_t connections;      /* at most */
+    uint32_t per_address;      /* of them from one address; 0: no limit of its own */
 } fp_config;
 
 typedef struct {
-    uint64_t accepted, refused, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped;
+    uint64_t accepted, refused, crowded, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped;
     uint32_t connections, open, lagging;
 } fp_stats;
 
@@ -160,6 +175,7 @@ typedef struct {
     uint32_t heads[FP_WHEEL_SLOTS + 1];
     fp_wheel wheel;
     uint64_t now_ms;
+    fp_addresses addresses;
     uint8_t *read_buffer;
     /* What this turn's answers are gathered in. */
     uint8_t *arena;
@@ -212,6 +228,10 @@ void fp_engine_caught_up(fp_engine *engine, fp_handle handle);
 void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const uint8_t *reason, size_t size);
 /* End an HTTP connection once its answer is written. */
 void fp_engine_finish(fp_engine *engine, fp_handle handle);
+/* Take nothing more of it, or go on: for an owner who has enough to do with what came. Not for long: it is polled. */
+void fp_engine_hold(fp_engine *engine, fp_handle handle, bool held);
+/* Bytes that were gathered for it and that no socket has taken. */
+size_t fp_engine_waiting(fp_engine *engine, fp_handle handle);
 /* Cut it off now. */
 void fp_engine_abort(fp_engine *engine, fp_handle handle);
 /* An HTTP connection waits for its next request. */
@@ -219,8 +239,10 @@ void fp_engine_await_request(fp_engine *engine, fp_handle handle);
 
 /* A connection whose socket somebody else holds (TLS): the same life, only the two ends differ. Returns false at the limit.
  * Its holder says what came, when its buffer is full and when it takes more again, and when it is gone. */
-bool fp_engine_adopt(fp_engine *engine, fp_handle *handle);
+bool fp_engine_adopt(fp_engine *engine, const char *address, fp_handle *handle);
 void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size);
+/* Of a carried connection: take up what the last visit left. False when there is nothing, or it may not be taken now. */
+bool fp_engine_go_on(fp_engine *engine, fp_handle handle);
 void fp_engine_full(fp_engine *engine, fp_handle handle);
 void fp_engine_drained(fp_engine *engine, fp_handle handle);
 void fp_engine_lost(fp_engine *engine, fp_handle handle);

@@ -18,6 +18,9 @@
 static const char FULL[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n"
                            "Content-Type: application/json\r\nContent-Length: 69\r\n\r\n"
                            "{\"error\":{\"code\":\"unavailable\",\"message\":\"too many connections now\"}}";
+static const char CROWDED[] = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nConnection: close\r\n"
+                              "Content-Type: application/json\r\nContent-Length: 78\r\n\r\n"
+                              "{\"error\":{\"code\":\"too_many\",\"message\":\"too many connections of this address\"}}";
 
 uint64_t fp_now_ms(void)
 {
@@ -53,6 +56,12 @@ static void drop_stream(fp_conn *conn)
     }
 }
 
+static void drop_kept(fp_conn *conn)
+{
+    free(conn->kept);
+    conn->kept = NULL;
+}
+
 static void watch_listener(fp_engine *engine, bool on)
 {
     if (engine->listener < 0 || engine->listening == on)
@@ -78,6 +87,11 @@ static void release(fp_engine *engine, fp_conn *conn)
     fp_audience_leave_all(engine, conn);
     fp_wheel_cancel(&engine->wheel, slot);
     drop_stream(conn);
+    drop_kept(conn);
+    if (conn->address != FP_NO_PLACE) {
+        fp_addresses_leave(&engine->addresses, conn->address);
+        conn->address = FP_NO_PLACE;
+    }
     if (conn->rest) {
         free(conn->rest);
         conn->rest = NULL;
@@ -165,6 +179,7 @@ static bool gather(fp_engine *engine, fp_conn *conn, const struct iovec *parts, 
         conn->pending_last = piece;
     }
     engine->arena_size += size;
+    conn->pending_size += (uint32_t)size;
     if (!conn->touched) {
         conn->touched = 1;
         engine->touched[engine->touched_count++] = slot;
@@ -225,6 +240,7 @@ static void keep_rest(fp_engine *engine, fp_conn *conn, const struct iovec *piec
 
 void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsigned count)
 {
+    conn->pending_size = 0;
     while (conn->pending != FP_NONE || count) {
         struct iovec pieces[FP_JOINED];
         unsigned used = 0;
@@ -291,6 +307,8 @@ static bool put(fp_engine *engine, fp_conn *conn, const struct iovec *parts, uns
         size += parts[i].iov_len;
     if (engine->arena_size + size > FP_ARENA_MAX)
         send_gathered(engine); /* may leave a rest, which these bytes must not overtake */
+    if (!conn->rest && conn->pending_size && conn->pending_size + size > bound)
+        fp_conn_send(engine, conn, NULL, 0); /* the same; what one turn gathers is bounded, too */
     if (!conn->rest && size > FP_ARENA_MAX) { /* the arena does not grow for it: sent from where it is */
         fp_bytes frames[2] = {{parts[0].iov_base, parts[0].iov_len}};
         if (count > 1)
@@ -319,7 +337,7 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
     size_t used = 0;
     if (conn->leaving)
         state = FP_LINGER; /* the peer's half is done: nobody's answer is waited for */
-    conn->leaving = 0;
+    conn->leaving = conn->held = 0;
     if (code != 1005) {
         payload[0] = (uint8_t)(code >> 8);
         payload[1] = (uint8_t)code;
@@ -337,6 +355,7 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
     if (state == FP_LINGER) {
         conn->ending = 1;
         drop_stream(conn);
+        drop_kept(conn);
     }
     arm(engine, conn, engine->now_ms + (state == FP_LINGER && !conn->rest ? FP_LINGER_MS : FP_CLOSE_MS));
 }
@@ -346,7 +365,9 @@ static void linger(fp_engine *engine, fp_conn *conn)
 {
     conn->state = FP_LINGER;
     conn->ending = 1;
+    conn->held = 0;
     drop_stream(conn);
+    drop_kept(conn);
     if (!conn->rest && conn->pending == FP_NONE)
         shut(engine, conn);
     arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
@@ -408,11 +429,12 @@ static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event
     return false;
 }
 
-/* Bytes of an open connection: in place where whole frames came, else through the connection's own stream. */
-static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
+/* Bytes of an open connection: in place where whole frames came, else through the connection's own stream. Returns how
+ * many are left for the next visit. */
+static size_t feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
 {
     if (conn->leaving)
-        return;
+        return 0;
     fp_stream local;
     fp_stream *stream = conn->stream;
     if (!stream) {
@@ -422,6 +444,8 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
     }
     fp_handle handle = fp_engine_handle(engine, conn);
     bool heard = false;
+    unsigned messages = 0;
+    size_t bytes = 0;
     fp_event event;
     for (;;) {
         fp_result result = fp_stream_next(stream, &engine->config.limits, &data, &size, &event);
@@ -433,6 +457,9 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
                 engine->hooks.message(engine->hooks.context, handle,
                                       event.compressed ? event.opcode | FP_COMPRESSED : event.opcode, event.data,
                                       event.size);
+            bytes += event.size;
+            if (conn->state == FP_OPEN && size && (++messages == FP_VISIT_MESSAGES || bytes >= FP_VISIT_BYTES))
+                break;
         } else if (result == FP_CONTROL) {
             heard = true;
             conn->heard_ms = engine->now_ms;
@@ -457,7 +484,7 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
     if (conn->state == FP_LINGER || conn->leaving) { /* conn->stream is dropped already */
         if (stream == &local)
             free(local.buffer);
-        return;
+        return 0;
     }
     if (heard && conn->state == FP_OPEN && !conn->rest)
         arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
@@ -473,26 +500,74 @@ static void feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
         else
             free(local.buffer), violate(engine, conn, 1011, "out of memory");
     }
+    return size;
+}
+
+/* These bytes are taken up in a later turn: when the socket takes answers, or when the carrier says so. */
+static void keep(fp_engine *engine, fp_conn *conn, const uint8_t *data, size_t size)
+{
+    fp_kept *before = conn->kept;
+    size_t had = before ? before->size - before->done : 0;
+    fp_kept *kept = malloc(sizeof *kept + had + size);
+    if (!kept) {
+        end(engine, conn, FP_LOST, 1006);
+        return;
+    }
+    kept->done = 0;
+    kept->size = had + size;
+    if (had)
+        memcpy(kept->data, before->data + before->done, had);
+    memcpy(kept->data + had, data, size);
+    free(before);
+    conn->kept = kept;
+    if (!before && !conn->rest)
+        watch(engine, conn, EPOLL_CTL_MOD, EPOLLOUT);
+}
+
+/* Take up what the last visit left. */
+static void go_on(fp_engine *engine, fp_conn *conn)
+{
+    fp_kept *kept = conn->kept;
+    uint8_t *data = kept->data + kept->done;
+    size_t size = kept->size - kept->done, left = 0;
+    conn->kept = NULL;
+    if (conn->state == FP_HTTP)
+        engine->hooks.request(engine->hooks.context, fp_engine_handle(engine, conn), data, size);
+    else
+        left = feed(engine, conn, data, size);
+    if (left) {
+        kept->done = kept->size - left;
+        conn->kept = kept;
+        return;
+    }
+    free(kept);
+    if (!conn->rest)
+        watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
 }
 
 /* `size` bytes came into the read buffer. */
 static void take(fp_engine *engine, fp_conn *conn, size_t size)
 {
     engine->stats.bytes_received += size;
-    if (conn->state == FP_HTTP) {
+    if (conn->state != FP_LINGER && (conn->kept || conn->held)) { /* only of a carrier: a socket is not read from then */
+        keep(engine, conn, engine->read_buffer, size);
+    } else if (conn->state == FP_HTTP) {
         engine->hooks.request(engine->hooks.context, fp_engine_handle(engine, conn), engine->read_buffer, size);
     } else if (conn->state == FP_LINGER) {
         conn->discarded += (uint32_t)size;
         if (conn->discarded > FP_LINGER_READ)
             release(engine, conn);
     } else {
-        feed(engine, conn, engine->read_buffer, size);
+        size_t left = feed(engine, conn, engine->read_buffer, size);
+        if (left)
+            keep(engine, conn, engine->read_buffer + size - left, left);
     }
 }
 
 static void read_ready(fp_engine *engine, fp_conn *conn)
 {
-    ssize_t size = recv(conn->fd, engine->read_buffer, FP_READ, MSG_DONTWAIT);
+    size_t room = conn->stream || conn->state == FP_LINGER ? FP_READ : FP_READ_FIRST;
+    ssize_t size = recv(conn->fd, engine->read_buffer, room, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return;
     if (size <= 0)
@@ -508,7 +583,7 @@ static void drained(fp_engine *engine, fp_conn *conn)
     conn->rest = NULL;
     conn->writing = 0;
     engine->stats.lagging--;
-    watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
+    watch(engine, conn, EPOLL_CTL_MOD, conn->kept ? EPOLLOUT : EPOLLIN);
     if (conn->ending) {
         shut(engine, conn);
         arm(engine, conn, engine->now_ms + FP_LINGER_MS);
@@ -563,35 +638,44 @@ static bool grow(fp_engine *engine)
 }
 
 /* One connection that we have no room for: say so, where it costs nothing. */
-static void refuse(fp_engine *engine, int fd)
+static void refuse(fp_engine *engine, int fd, const char *answer, size_t size)
 {
-    engine->stats.refused++;
-    if (send(fd, FULL, sizeof FULL - 1, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+    if (send(fd, answer, size, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
         shutdown(fd, SHUT_WR);
+    recv(fd, engine->read_buffer, FP_READ, MSG_DONTWAIT); /* what is unread at the close would turn the answer into a reset */
     close(fd);
 }
 
-/* Out of descriptors: the spare one answers the next in the queue, then the listener leaves the set until one is free. */
+static void refuse_full(fp_engine *engine, int fd)
+{
+    engine->stats.refused++;
+    refuse(engine, fd, FULL, sizeof FULL - 1);
+}
+
+/* Out of descriptors: the spare one answers those in the queue, then the listener leaves the set until one is free. */
 static void refuse_with_spare(fp_engine *engine)
 {
     watch_listener(engine, false);
     if (engine->spare_fd < 0)
         return; /* taken from us by somebody else: nobody can be told */
     close(engine->spare_fd);
-    int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
-        refuse(engine, fd);
+    for (int i = 0; i < FP_ACCEPTS; i++) {
+        int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            break;
+        refuse_full(engine, fd);
+    }
     engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
 /* The record of a new connection; `fd` -1 for one that is carried. There is a free slot. */
-static fp_conn *open_conn(fp_engine *engine, int fd)
+static fp_conn *open_conn(fp_engine *engine, int fd, uint32_t address)
 {
     fp_conn *conn = &engine->conns[engine->free_slots[--engine->free_count]];
     uint32_t generation = conn->generation;
     *conn = (fp_conn){
         .fd = fd, .generation = generation, .state = FP_HTTP, .carried = fd < 0, .member = FP_NONE, .pending = FP_NONE,
-        .heard_ms = engine->now_ms,
+        .heard_ms = engine->now_ms, .address = address,
     };
     engine->stats.accepted++;
     engine->stats.connections++;
@@ -605,10 +689,22 @@ static bool has_room(fp_engine *engine)
     return engine->stats.connections < engine->config.connections && (engine->free_count || grow(engine));
 }
 
+/* False when this address has all the connections that it may have. */
+static bool enter(fp_engine *engine, uint64_t key, uint32_t *place)
+{
+    bool entered = fp_addresses_enter(&engine->addresses, key, engine->config.per_address, place);
+    engine->stats.crowded += !entered;
+    return entered;
+}
+
 static void accept_ready(fp_engine *engine)
 {
     for (int i = 0; i < FP_ACCEPTS; i++) {
-        int fd = accept4(engine->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        struct sockaddr_storage from;
+        socklen_t size = sizeof from;
+        bool counts = engine->config.per_address > 0;
+        int fd = accept4(engine->listener, counts ? (struct sockaddr *)&from : NULL, counts ? &size : NULL,
+                         SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
                 refuse_with_spare(engine);
@@ -617,10 +713,16 @@ static void accept_ready(fp_engine *engine)
             return;
         }
         if (!has_room(engine)) {
-            refuse(engine, fd);
+            refuse_full(engine, fd);
             continue;
         }
-        watch(engine, open_conn(engine, fd), EPOLL_CTL_ADD, EPOLLIN);
+        uint64_t key;
+        uint32_t place = FP_NO_PLACE;
+        if (counts && fp_address_key((struct sockaddr *)&from, &key) && !enter(engine, key, &place)) {
+            refuse(engine, fd, CROWDED, sizeof CROWDED - 1);
+            continue;
+        }
+        watch(engine, open_conn(engine, fd, place), EPOLL_CTL_ADD, EPOLLIN);
     }
 }
 
@@ -646,6 +748,10 @@ int fp_engine_poll(fp_engine *engine)
                 end(engine, conn, FP_LOST, 1006);
             else if (events[i].events & EPOLLOUT)
                 write_ready(engine, conn);
+        } else if (conn->held) {
+            continue;
+        } else if (conn->kept) {
+            go_on(engine, conn); /* its socket takes answers; that it may be gone is read behind what it said */
         } else {
             read_ready(engine, conn);
         }
@@ -713,7 +819,9 @@ void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool defl
     arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
     if (size && size <= FP_READ) {
         memcpy(engine->read_buffer, after, size); /* unmasking needs bytes of our own */
-        feed(engine, conn, engine->read_buffer, size);
+        size_t left = feed(engine, conn, engine->read_buffer, size);
+        if (left)
+            keep(engine, conn, engine->read_buffer + size - left, left);
     }
 }
 
@@ -780,6 +888,19 @@ void fp_engine_finish(fp_engine *engine, fp_handle handle)
         linger(engine, conn);
 }
 
+void fp_engine_hold(fp_engine *engine, fp_handle handle, bool held)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn)
+        conn->held = held;
+}
+
+size_t fp_engine_waiting(fp_engine *engine, fp_handle handle)
+{
+    const fp_conn *conn = fp_engine_conn(engine, handle);
+    return conn ? conn->pending_size + (conn->rest ? conn->rest->size - conn->rest->done : 0) : 0;
+}
+
 void fp_engine_abort(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
@@ -796,14 +917,18 @@ void fp_engine_await_request(fp_engine *engine, fp_handle handle)
 
 /* ---- connections that are carried ------------------------------------------------------------------------------- */
 
-bool fp_engine_adopt(fp_engine *engine, fp_handle *handle)
+bool fp_engine_adopt(fp_engine *engine, const char *address, fp_handle *handle)
 {
     engine->now_ms = fp_now_ms();
     if (!has_room(engine)) {
         engine->stats.refused++;
         return false;
     }
-    *handle = fp_engine_handle(engine, open_conn(engine, -1));
+    uint64_t key;
+    uint32_t place = FP_NO_PLACE;
+    if (engine->config.per_address && fp_address_parse(address, &key) && !enter(engine, key, &place))
+        return false;
+    *handle = fp_engine_handle(engine, open_conn(engine, -1, place));
     return true;
 }
 
@@ -820,6 +945,15 @@ void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, si
         data += part;
         size -= part;
     }
+}
+
+bool fp_engine_go_on(fp_engine *engine, fp_handle handle)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || !conn->carried || !conn->kept || conn->rest || conn->held)
+        return false;
+    go_on(engine, conn);
+    return true;
 }
 
 void fp_engine_full(fp_engine *engine, fp_handle handle)
@@ -920,6 +1054,7 @@ void fp_engine_free(fp_engine *engine)
     free(engine->leavers);
     free(engine->audiences);
     free(engine->members);
+    fp_addresses_free(&engine->addresses);
     memset(engine, 0, sizeof *engine);
     engine->epoll_fd = engine->listener = engine->spare_fd = -1;
     engine->free_member = engine->free_audience = FP_NONE;
