@@ -67,7 +67,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     frames_a_second: float = 0.0
     frames_max_in_a_second: int = 0
     thawing_frames: int = 0  #: that one reader was sent after it thawed, at most
-    begin_ns: int = 0  #: of a storm, by the monotonic clock: everybody was cut
+    begin_ns: int = 0  #: of a storm, by the monotonic clock: the first was cut
+    begun_ns: int = 0  #: everybody was cut, and had asked for a new connection
     back_ns: int = 0  #: the last one was back
 
     @property

@@ -199,7 +199,7 @@ def _round(
     """One storm. Seconds until the last one was back, and what the bystander says."""
     pulse.begin(watch_s)
     time.sleep(setting.seconds(0.5, 0.2))
-    before, began = procfs.cpu_ns(ours.pid), time.monotonic()
+    losses, before, began = procfs.network_losses(), procfs.cpu_ns(ours.pid), time.monotonic()
     for crowd in crowds:
         crowd.begin()
     runs = [crowd.result(120) for crowd in crowds]
@@ -211,6 +211,11 @@ def _round(
     swarm_cores = sum(run.swarm_cpu * run.seconds for run in runs) / seconds
     if seconds > watch_s - 0.5:
         outcome.faults.append(f"the storm of {seconds:.1f} s outlasted the bystander's watch")
+    begun_s = (max(run.begun_ns for run in runs) - min(run.begin_ns for run in runs)) / 1e9
+    outcome.notes.append(
+        f"all were cut and had asked anew after {begun_s:.2f} s; packets "
+        + ", ".join(f"{count - losses[why]} {why}" for why, count in procfs.network_losses().items())
+    )
     half = median(run.p50_ms for run in runs) / 1000
     outcome.rows.append(
         [

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Memory", "Usage", "cpu_ns", "descendants", "listening_ports", "memory", "pin", "socket_memory"]
+__all__ = [
+    "Memory",
+    "Usage",
+    "cpu_ns",
+    "descendants",
+    "listening_ports",
+    "memory",
+    "network_losses",
+    "pin",
+    "socket_memory",
+]
 
 PROC = Path("/proc")
 #: linux/netlink.h, linux/inet_diag.h, linux/sock_diag.h
@@ -74,6 +84,21 @@ def _memory_of(message: bytes) -> int:
             return int(read + set_aside + queued + options + backlog)
         at += (length + 3) & ~3
     return 0
+
+
+def network_losses() -> dict[str, int]:
+    """Packets that this machine lost or had to send again, by why, since boot."""
+    counts: dict[str, int] = {}
+    for file in ("net/netstat", "net/snmp"):
+        lines = (PROC / file).read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            counts |= zip(names.split()[1:], map(int, values.split()[1:]), strict=True)
+    dropped = sum(int(line.split()[1], 16) for line in (PROC / "net/softnet_stat").read_text().splitlines())
+    return {
+        "lost in the device's queue": dropped,
+        "turned away at a full accept queue": counts.get("ListenOverflows", 0),
+        "sent again": counts.get("RetransSegs", 0),
+    }
 
 
 def cpu_ns(pid: int) -> int:

@@ -41,7 +41,7 @@ enum { EVENTS = 512, DRAIN_S = 5 };
 struct options options = {.parallel = 64, .period_s = 30, .observer_token = "none"};
 struct counters counters;
 struct link *links;
-uint32_t link_count, ready_count;
+uint32_t link_count, ready_count, connecting_count;
 bool driving;
 const struct mode *mode;
 

@@ -52,7 +52,7 @@ struct counters {
 extern struct options options;
 extern struct counters counters;
 extern struct link *links;
-extern uint32_t link_count, ready_count; /* the freezing ones are the last of `links` */
+extern uint32_t link_count, ready_count, connecting_count; /* the freezing ones are the last of `links` */
 
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 uint64_t now_ns(void);              /* monotonic */

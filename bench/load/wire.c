@@ -120,6 +120,7 @@ void link_connect(struct link *link)
     if (connect(link->fd, (struct sockaddr *)&to, sizeof to) < 0 && errno != EINPROGRESS)
         die("connect: %s", strerror(errno));
     link->phase = CONNECTING;
+    connecting_count++;
     link->leaving = link->has_ack = link->has_snapshot = false;
     arm(link, EPOLL_CTL_ADD, EPOLLOUT);
 }
@@ -132,6 +133,7 @@ static void forget(struct link *link)
     link->in = NULL;
     if (link->phase == READY)
         ready_count--;
+    connecting_count -= link->phase == CONNECTING;
     link->phase = CLOSED;
 }
 
@@ -243,6 +245,7 @@ static void request_upgrade(struct link *link)
     if (send(link->fd, text, (size_t)size, MSG_NOSIGNAL) != size)
         die("send: %s", strerror(errno));
     link->phase = UPGRADING;
+    connecting_count--;
     arm(link, EPOLL_CTL_MOD, EPOLLIN);
 }
 
