@@ -353,7 +353,8 @@ class Supervisor:
         elif len(self._ready) == self._count and not self._stop_asked.is_set():
             host = self._settings.server.host
             shown = f"[{host}]" if ":" in host else host
-            event(LOG, logging.INFO, "listening", url=f"ws://{shown}:{self._port}/ws", port=self._port)
+            scheme = "ws" if self._settings.server.tls_cert is None else "wss"
+            event(LOG, logging.INFO, "listening", url=f"{scheme}://{shown}:{self._port}/ws", port=self._port)
             self._tell_ready()
             self._tell_counts()
             if self._on_listening:

@@ -374,6 +374,9 @@ class Client:
 
     def pause(self) -> None:
         """Read no more from the socket."""
+        limit = getattr(self._connection.transport, "set_read_buffer_limits", None)
+        if limit is not None:  # TLS has a buffer of its own
+            limit(high=4096)
         self._connection.transport.pause_reading()
 
     def resume(self) -> None:
@@ -416,6 +419,7 @@ class Clients:
             connection = await connect(
                 f"{url or self.server.url}{'?' + query if query else ''}",
                 sock=sock,
+                ssl=self.server.tls,
                 subprotocols=[Subprotocol(f"fastpresence.v1.{codec}")],
                 additional_headers={"Authorization": f"Bearer {token}"},
                 compression="deflate" if deflate else None,
@@ -498,7 +502,8 @@ class RawClient:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        reader, writer = await asyncio.open_connection(sock=sock)
+        name = None if server.tls is None else "127.0.0.1"
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=server.tls, server_hostname=name)
         try:
             yield cls(reader, writer)
         finally:

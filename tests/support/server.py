@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+from tests.support.certificate import trusting
 
 __all__ = ["API_KEY", "DEADLINE", "TOKEN_SECRET", "Server", "shared"]
 
@@ -68,6 +71,9 @@ class Server:
             for key, value in given.items()
             if value is not None
         }
+        cert = given.get("server.tls_cert")
+        #: What its clients connect with where it speaks TLS: trusts the certificate that it was started with.
+        self.tls: ssl.SSLContext | None = None if cert is None else trusting(Path(str(cert)))
         self.heartbeat_timeout = float(str(given["presence.heartbeat_timeout"]))  #: seconds
         self.events: list[Event] = []
         self._expected: set[str] = set()
@@ -172,7 +178,7 @@ class Server:
     @property
     def url(self) -> str:
         """Of the WebSocket."""
-        return f"ws://127.0.0.1:{self.port}/ws"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/ws"
 
     # What it answers.
 
@@ -186,7 +192,11 @@ class Server:
         headers: dict[str, str] | None = None,
     ) -> tuple[int, Any, dict[str, str]]:
         """One request: status, JSON, headers (in lower case). `body`: bytes as they are, or what JSON is made of."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection = (
+            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=DEADLINE, context=self.tls)
+            if self.tls
+            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        )
         with contextlib.closing(connection):
             sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
             authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
