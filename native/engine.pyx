@@ -51,6 +51,7 @@ cdef extern from "engine.h" nogil:
         void *context
         void (*request)(void *, fp_handle, const uint8_t *, size_t) noexcept
         void (*message)(void *, fp_handle, uint8_t, const uint8_t *, size_t) noexcept
+        void (*ping)(void *, fp_handle, const uint8_t *, size_t) noexcept
         void (*ended)(void *, fp_handle, fp_end, uint16_t) noexcept
         void (*drained)(void *, fp_handle, c_bool, uint64_t) noexcept
         void (*carry)(void *, fp_handle, const iovec *, unsigned) noexcept
@@ -81,6 +82,7 @@ cdef extern from "engine.h" nogil:
     void fp_engine_upgrade(fp_engine *, fp_handle, bint, bint, uint8_t, const uint8_t *, size_t)
     bint fp_engine_write(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
     bint fp_engine_answer(fp_engine *, fp_handle, const uint8_t *, size_t, bint, size_t)
+    void fp_engine_pong(fp_engine *, fp_handle, const uint8_t *, size_t)
     bint fp_engine_tell(fp_engine *, fp_handle, const uint8_t *, size_t)
     void fp_engine_caught_up(fp_engine *, fp_handle)
     void fp_engine_close(fp_engine *, fp_handle, uint16_t, const uint8_t *, size_t)
@@ -128,6 +130,11 @@ cdef void on_message(void *context, fp_handle handle, uint8_t opcode, const uint
     if opcode & FP_COMPRESSED:
         kind = _DEFLATED_TEXT if opcode == OP_TEXT | FP_COMPRESSED else _DEFLATED_BINARY
     engine.batch.append((kind, engine.who(handle), handle, PyBytes_FromStringAndSize(<const char *>data, size)))
+
+
+cdef void on_ping(void *context, fp_handle handle, const uint8_t *data, size_t size) noexcept:
+    cdef Engine engine = <Engine>context
+    engine.pings.append((PyList_GET_SIZE(engine.batch), handle, PyBytes_FromStringAndSize(<const char *>data, size)))
 
 
 cdef void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code) noexcept:
@@ -184,6 +191,7 @@ cdef class Engine:
     cdef fp_engine engine
     cdef object on_batch
     cdef list batch
+    cdef list pings       # (place in the batch, handle, payload): to be answered when what is before that place was
     cdef PyObject **held
     cdef uint32_t held_capacity
     cdef fp_job *jobs
@@ -211,6 +219,7 @@ cdef class Engine:
         hooks.context = <void *>self
         hooks.request = on_request
         hooks.message = on_message
+        hooks.ping = on_ping
         hooks.ended = on_ended
         hooks.drained = on_drained
         hooks.carry = on_carry
@@ -219,6 +228,7 @@ cdef class Engine:
         self.carriers = {}
         self.on_batch = on_batch
         self.batch = []
+        self.pings = []
         self.born = True
         cdef int error = fp_engine_init(&self.engine, &config, &hooks)
         if error:
@@ -291,12 +301,24 @@ cdef class Engine:
         fp_engine_send(&self.engine)
 
     cdef int deliver(self) except -1:
-        cdef list batch
+        cdef list batch, pings
+        cdef Py_ssize_t at, place
+        cdef bytes payload
         try:
             while PyList_GET_SIZE(self.batch):  # an upgrade may add to it
-                batch = self.batch
-                self.batch = []
-                self.on_batch(batch)
+                batch, pings = self.batch, self.pings
+                self.batch, self.pings = [], []
+                at = 0
+                for place, handle, payload in pings:
+                    if place > at:
+                        self.on_batch(batch[at:place])
+                        at = place
+                    fp_engine_pong(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(payload),
+                                   PyBytes_GET_SIZE(payload))
+                if at == 0:
+                    self.on_batch(batch)
+                elif at < PyList_GET_SIZE(batch):
+                    self.on_batch(batch[at:])
         finally:
             fp_engine_send(&self.engine)
         return 0

@@ -86,6 +86,7 @@ typedef struct {
     uint8_t touched : 1;     /* on the list of connections with something pending */
     uint8_t leaving : 1;     /* its end was told; what it said before is being answered, then comes the close frame */
     uint8_t held : 1;        /* its owner has enough to do with what came already */
+    uint32_t spoke;          /* the last turn in which a message of its was handed up */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
     uint32_t pending, pending_last; /* pieces of this turn */
@@ -138,6 +139,8 @@ typedef struct {
     void *context;
     void (*request)(void *context, fp_handle handle, const uint8_t *data, size_t size);
     void (*message)(void *context, fp_handle handle, uint8_t opcode, const uint8_t *data, size_t size);
+    /* A ping behind a message of the same turn: fp_engine_pong, once that is answered. May be NULL: answered at once. */
+    void (*ping)(void *context, fp_handle handle, const uint8_t *data, size_t size);
     /* The connection is no longer of use; its handle is still good for fp_engine_address during the call. */
     void (*ended)(void *context, fp_handle handle, fp_end how, uint16_t code);
     /* Its socket took everything; where `missed`, presence since `missed_from` was left out: see fp_engine_caught_up. */
@@ -175,6 +178,7 @@ typedef struct {
     uint32_t heads[FP_WHEEL_SLOTS + 1];
     fp_wheel wheel;
     uint64_t now_ms;
+    uint32_t turn;
     fp_addresses addresses;
     uint8_t *read_buffer;
     /* What this turn's answers are gathered in. */
@@ -220,6 +224,8 @@ void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool defl
 bool fp_engine_write(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound);
 /* Gather one message as a frame of the connection's own kind; `compressed` when its data are deflated. */
 bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, bool compressed, size_t bound);
+/* The answer to a ping that the hook told of. */
+void fp_engine_pong(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size);
 /* A presence frame for one connection: left out, to be caught up later, when its socket is full. */
 bool fp_engine_tell(fp_engine *engine, fp_handle handle, const uint8_t *frame, size_t size);
 /* The frames since `missed_from` were gathered: presence goes on. */

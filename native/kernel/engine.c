@@ -382,6 +382,7 @@ void fp_engine_send(fp_engine *engine)
             put_close(engine, conn, leaver->code, leaver->reason, strlen(leaver->reason), FP_LINGER);
     }
     engine->leaver_count = 0;
+    engine->turn++;
     send_gathered(engine);
 }
 
@@ -413,8 +414,13 @@ static void violate(fp_engine *engine, fp_conn *conn, uint16_t code, const char 
 /* False when the connection no longer takes frames. */
 static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event)
 {
-    if (event->opcode == FP_OP_PING && conn->state == FP_OPEN)
-        put_frame(engine, conn, FP_OP_PONG, event->data, event->size, FP_ARENA_MAX);
+    if (event->opcode == FP_OP_PING && conn->state == FP_OPEN) {
+        fp_handle handle = fp_engine_handle(engine, conn);
+        if (conn->spoke == engine->turn && engine->hooks.ping) /* its pong comes behind the answers to what it said before */
+            engine->hooks.ping(engine->hooks.context, handle, event->data, event->size);
+        else
+            fp_engine_pong(engine, handle, event->data, event->size);
+    }
     if (event->opcode != FP_OP_CLOSE)
         return true;
     uint16_t code;
@@ -453,6 +459,7 @@ static size_t feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
             heard = true;
             conn->heard_ms = engine->now_ms; /* now: the end that this read may bring is told with it */
             engine->stats.frames_received++;
+            conn->spoke = engine->turn;
             if (conn->state == FP_OPEN)
                 engine->hooks.message(engine->hooks.context, handle,
                                       event.compressed ? event.opcode | FP_COMPRESSED : event.opcode, event.data,
@@ -845,6 +852,13 @@ bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, 
     return put_frame(engine, conn, compressed ? opcode | FP_COMPRESSED : opcode, data, size, bound);
 }
 
+void fp_engine_pong(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (conn && conn->state == FP_OPEN)
+        put_frame(engine, conn, FP_OP_PONG, data, size, FP_ARENA_MAX);
+}
+
 bool fp_engine_tell(fp_engine *engine, fp_handle handle, const uint8_t *frame, size_t size)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
@@ -1002,6 +1016,7 @@ int fp_engine_init(fp_engine *engine, const fp_config *config, const fp_hooks *h
     engine->hooks = *hooks;
     engine->listener = engine->spare_fd = -1;
     engine->free_member = engine->free_audience = FP_NONE;
+    engine->turn = 1; /* a new connection has spoken in turn 0 */
     engine->now_ms = fp_now_ms();
     engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (engine->epoll_fd < 0)
