@@ -13,13 +13,15 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/random.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,6 +33,9 @@
 #define FP_EVENTS FP_EVENTS_
 #define FP_ACCEPTS FP_ACCEPTS_
 #define FP_READ FP_READ_
+#define FP_READ_FIRST FP_READ_FIRST_
+#define FP_VISIT_MESSAGES FP_VISIT_MESSAGES_
+#define FP_VISIT_BYTES FP_VISIT_BYTES_
 #define FP_JOINED FP_JOINED_
 #define FP_ARENA_MAX FP_ARENA_MAX_
 #define FP_LINGER_READ FP_LINGER_READ_
@@ -40,10 +45,24 @@
 #undef FP_EVENTS
 #undef FP_ACCEPTS
 #undef FP_READ
+#undef FP_READ_FIRST
+#undef FP_VISIT_MESSAGES
+#undef FP_VISIT_BYTES
 #undef FP_JOINED
 #undef FP_ARENA_MAX
 #undef FP_LINGER_READ
-enum { FP_FIRST = 2, FP_EVENTS = 5, FP_ACCEPTS = 3, FP_READ = 400, FP_JOINED = 3, FP_ARENA_MAX = 3000, FP_LINGER_READ = 900 };
+enum {
+    FP_FIRST = 2,
+    FP_EVENTS = 5,
+    FP_ACCEPTS = 3,
+    FP_READ = 400,
+    FP_READ_FIRST = 200,
+    FP_VISIT_MESSAGES = 3,
+    FP_VISIT_BYTES = 150,
+    FP_JOINED = 3,
+    FP_ARENA_MAX = 3000,
+    FP_LINGER_READ = 900,
+};
 
 enum {
     PEERS = 40,
@@ -69,12 +88,14 @@ typedef struct {
     size_t in_size, in_done, chunk;
     int64_t room; /* bytes that the network takes from the engine */
     bool full;    /* of a carried one: told so */
+    bool held;
     uint32_t mask;
     uint64_t data;
     bool watched;
     /* The engine's view, as its owner knows it. */
     fp_handle handle, stale;
-    bool has_handle, upgraded, closed, text; /* closed: its owner hears no more */
+    bool has_handle, upgraded, text;
+    bool closed, told_end; /* its owner hears no more; the end is in the batch */
     uint8_t variant;
     bool member[AUDIENCES];
     /* What came. */
@@ -87,11 +108,13 @@ typedef struct {
 } peer;
 
 typedef struct {
-    enum { REQUEST, MESSAGE, ENDED, DRAINED } kind;
+    enum { REQUEST, MESSAGE, PING, ENDED, DRAINED } kind;
     fp_handle handle;
     fp_end how;
     bool missed;
     uint64_t missed_from;
+    uint8_t data[FP_CONTROL_MAX];
+    size_t size;
 } happening;
 
 static peer peers[PEERS];
@@ -248,7 +271,7 @@ static int sim_epoll_wait(struct epoll_event *events, int limit)
     return count;
 }
 
-static int sim_accept(void)
+static int sim_accept(struct sockaddr *address, socklen_t *size)
 {
     if (!queued) {
         errno = EAGAIN;
@@ -262,6 +285,12 @@ static int sim_accept(void)
     int who = queue[0];
     memmove(queue, queue + 1, sizeof *queue * (size_t)--queued);
     peers[who].open = peers[who].accepted = true;
+    if (address) {
+        struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x0A000001 + (uint32_t)who % 3)};
+        CHECK(*size >= sizeof from, "no room for an address");
+        memcpy(address, &from, sizeof from);
+        *size = sizeof from;
+    }
     return FIRST_FD + who;
 }
 
@@ -331,18 +360,22 @@ static int sim_shutdown(int fd, int how)
 #define epoll_create1(flags) EPOLL_FD
 #define epoll_ctl(set, operation, fd, event) sim_epoll_ctl(operation, fd, event)
 #define epoll_wait(set, events, limit, wait) sim_epoll_wait(events, limit)
-#define accept4(listener, address, size, flags) sim_accept()
+#define accept4(listener, address, size, flags) sim_accept(address, size)
 #define recv(fd, buffer, size, flags) sim_recv(fd, buffer, size)
 #define send(fd, data, size, flags) sim_send(fd, data, size)
 #define sendmsg(fd, message, flags) sim_sendv(fd, (message)->msg_iov, (message)->msg_iovlen)
 #define shutdown(fd, how) sim_shutdown(fd, how)
 #define setsockopt(fd, level, name, value, size) 0
+#define getrandom(out, size, flags) ((ssize_t)(memset(out, 7, size), (size)))
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-variable"
 #include "../kernel/engine.c"
 #pragma GCC diagnostic pop
 #undef LISTENER
 #include "../kernel/audience.c"
+#define grow grow_addresses
+#include "../kernel/address.c"
+#undef grow
 #undef malloc
 #undef realloc
 #undef free
@@ -452,9 +485,9 @@ static peer *of_handle(fp_handle handle)
 static void on_request(void *context, fp_handle handle, const uint8_t *data, size_t size)
 {
     (void)context;
-    CHECK(size && size <= FP_READ && data, "a request of %zu", size);
     fp_conn *conn = fp_engine_conn(&engine, handle);
     CHECK(conn && conn->state == FP_HTTP, "a request of nobody");
+    CHECK(size && data && (conn->carried || size <= FP_READ), "a request of %zu", size);
     if (!conn->carried) {
         peer *peer = &peers[conn->fd - FIRST_FD];
         CHECK(!peer->has_handle || peer->handle == handle, "another handle");
@@ -476,6 +509,15 @@ static void on_message(void *context, fp_handle handle, uint8_t opcode, const ui
     happen((happening){.kind = MESSAGE, .handle = handle});
 }
 
+static void on_ping(void *context, fp_handle handle, const uint8_t *data, size_t size)
+{
+    (void)context;
+    happening ping = {.kind = PING, .handle = handle, .size = size};
+    CHECK(size <= sizeof ping.data, "a ping of %zu", size);
+    memcpy(ping.data, data, size);
+    happen(ping);
+}
+
 static void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code)
 {
     (void)context;
@@ -486,9 +528,9 @@ static void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code)
     if (how == FP_LAGGED)
         CHECK(code == 4009 && conn->rest && conn->rest->since_ms + LAG_MS <= clock_ms, "lagged too soon");
     peer *peer = of_handle(handle);
-    CHECK(!peer || !peer->closed, "the end of one whose owner hears no more");
+    CHECK(!peer || (!peer->closed && !peer->told_end), "the end of one whose owner hears no more");
     if (peer)
-        peer->closed = true; /* hooks come in order: what the batch still has of it is from before */
+        peer->told_end = true;
     happen((happening){.kind = ENDED, .handle = handle, .how = how});
 }
 
@@ -602,6 +644,10 @@ static void act_on(const happening *what)
             say(peer, how, FP_ARENA_MAX);
         else if (how < 200)
             join(peer, (int)how % AUDIENCES);
+    } else if (what->kind == PING) {
+        fp_engine_pong(&engine, peer->handle, what->data, what->size);
+    } else if (what->kind == ENDED) {
+        peer->closed = true;
     } else if (what->kind == DRAINED && what->missed && is_peer(peer)) {
         CHECK(what->missed_from <= (uint64_t)version, "missed the future");
         for (int audience = 0; audience < AUDIENCES; audience++)
@@ -629,15 +675,31 @@ static void deliver(void)
         CHECK(engine.conns[slot].pending == FP_NONE || !engine.conns[slot].state, "something is pending for %u", slot);
 }
 
+/* As the face does: a carried connection is visited again until nothing is left of what came. */
+static void go_on_with(peer *peer)
+{
+    for (int visits = 0; fp_engine_go_on(&engine, peer->handle); visits++) {
+        CHECK(visits < 10000, "it never ends");
+        deliver();
+    }
+}
+
 static int take_turn(void)
 {
+    for (int i = 0; i < PEERS; i++) { /* nobody is held for longer than a turn */
+        if (!peers[i].held)
+            continue;
+        peers[i].held = false;
+        fp_engine_hold(&engine, peers[i].handle, false);
+        go_on_with(&peers[i]);
+    }
     int count = fp_engine_poll(&engine);
     CHECK(count >= 0, "poll: %d", count);
     deliver();
     return count;
 }
 
-static void go_on(uint32_t ms)
+static void let_time_pass(uint32_t ms)
 {
     clock_ms += ms;
     fp_engine_advance(&engine);
@@ -661,7 +723,7 @@ static void look(void)
     for (uint32_t slot = 0; slot < engine.capacity; slot++) {
         const fp_conn *conn = &engine.conns[slot];
         if (conn->state == FP_FREE) {
-            CHECK(!conn->rest && !conn->stream, "a free record holds memory");
+            CHECK(!conn->rest && !conn->stream && !conn->kept, "a free record holds memory");
             continue;
         }
         connections++;
@@ -726,8 +788,12 @@ static void send_to_engine(peer *peer, const uint8_t *data, size_t size)
         return;
     if (peer->carried) {
         if (peer->open && !peer->full && size) {
-            fp_engine_feed(&engine, peer->handle, data, size);
-            deliver();
+            for (size_t part; size; data += part, size -= part) {
+                part = size < FP_READ ? size : FP_READ;
+                fp_engine_feed(&engine, peer->handle, data, part);
+                deliver();
+                go_on_with(peer);
+            }
         }
         return;
     }
@@ -789,7 +855,7 @@ static void misuse(fp_handle handle, uint32_t what)
     if (fp_engine_conn(&engine, handle))
         return; /* it has come round again */
     uint32_t connections = engine.stats.connections;
-    switch (what % 14) {
+    switch (what % 17) {
     case 0: fp_engine_upgrade(&engine, handle, true, true, 0, BYTES, 8); break;
     case 1: CHECK(!fp_engine_write(&engine, handle, BYTES, 8, 100), "written to nobody"); break;
     case 2: CHECK(!fp_engine_answer(&engine, handle, BYTES, 8, true, 100), "answered nobody"); break;
@@ -803,6 +869,9 @@ static void misuse(fp_handle handle, uint32_t what)
     case 10: fp_engine_full(&engine, handle); break;
     case 11: fp_engine_drained(&engine, handle); break;
     case 12: fp_engine_lost(&engine, handle); break;
+    case 13: fp_engine_hold(&engine, handle, true); break;
+    case 14: fp_engine_pong(&engine, handle, BYTES, 8); break;
+    case 15: CHECK(!fp_engine_waiting(&engine, handle) && !fp_engine_go_on(&engine, handle), "nobody goes on"); break;
     default: CHECK(!fp_audience_join(&engine, handle, 0) && !fp_audience_leave(&engine, handle, 0), "nobody joined"); break;
     }
     CHECK(connections == engine.stats.connections, "a stale handle did something");
@@ -810,7 +879,7 @@ static void misuse(fp_handle handle, uint32_t what)
 
 static void act(void)
 {
-    uint32_t what = next() % 32, who = next();
+    uint32_t what = next() % 33, who = next();
     peer *peer = &peers[who % PEERS];
     bool known = peer->used && peer->has_handle;
     switch (what) {
@@ -821,7 +890,7 @@ static void act(void)
         if (what == 0) {
             queue[queued++] = (int)(peer - peers);
             send_to_engine(peer, (const uint8_t *)"GET", 1 + who % 3);
-        } else if (fp_engine_adopt(&engine, &peer->handle)) {
+        } else if (fp_engine_adopt(&engine, who & 1 ? "10.0.0.1" : "2001:db8::1%eth0", &peer->handle)) {
             peer->has_handle = peer->open = true;
         } else {
             forget(peer);
@@ -843,12 +912,13 @@ static void act(void)
         break;
     }
     case 6: {
-        static const int64_t ROOMS[6] = {0, 0, 1, 7, 100, UNLIMITED};
-        peer->room = ROOMS[next() % 6];
+        static const int64_t ROOMS[8] = {0, 0, 1, 7, 100, 300, 700, UNLIMITED};
+        peer->room = ROOMS[next() % 8];
         if (peer->carried && peer->open && peer->full && peer->room > 0) {
             peer->full = false;
             fp_engine_drained(&engine, peer->handle);
             deliver();
+            go_on_with(peer);
             if (peer->full && peer->open) /* what had waited filled it again */
                 fp_engine_full(&engine, peer->handle);
         }
@@ -873,10 +943,10 @@ static void act(void)
         take_turn();
         break;
     case 12:
-        go_on(next() * 4);
+        let_time_pass(next() * 4);
         break;
     case 13:
-        go_on(next() * 64);
+        let_time_pass(next() * 64);
         break;
     case 14:
     case 15:
@@ -953,7 +1023,7 @@ static void act(void)
         break;
     case 28: /* a crowd that hears of everything */
         for (uint32_t i = 0; i < who % PEERS && (peer = newcomer(true)) != NULL; i++) {
-            if (!fp_engine_adopt(&engine, &peer->handle)) {
+            if (!fp_engine_adopt(&engine, "10.0.0.9", &peer->handle)) {
                 forget(peer);
                 break;
             }
@@ -975,6 +1045,13 @@ static void act(void)
                 changes[audience][++version] = true;
         }
         begin_flush();
+        break;
+    case 32:
+        if (is_peer(peer)) {
+            peer->held = true;
+            fp_engine_hold(&engine, peer->handle, true);
+            CHECK(fp_engine_waiting(&engine, peer->handle) < 1 << 20, "so much waits");
+        }
         break;
     case 31: /* and a crowd that comes by TCP */
         for (uint32_t i = 0; i < who % PEERS && (peer = newcomer(false)) != NULL; i++) {
@@ -1021,7 +1098,7 @@ static void end_story(void)
                   i, peer->knows[audience], audience, version);
     }
     for (int rounds = 0; rounds < 6; rounds++) {
-        go_on(HEARTBEAT_MS + 2 * FP_TICK_MS);
+        let_time_pass(HEARTBEAT_MS + 2 * FP_TICK_MS);
         while (take_turn() > 0)
             ;
     }
@@ -1031,7 +1108,7 @@ static void end_story(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const fp_hooks HOOKS = {
-        .request = on_request, .message = on_message, .ended = on_ended, .drained = on_drained,
+        .request = on_request, .message = on_message, .ping = on_ping, .ended = on_ended, .drained = on_drained,
         .carry = on_carry, .carry_end = on_carry_end, .carry_cut = on_carry_cut,
     };
     size = size < STORY_MAX ? size : STORY_MAX;
@@ -1040,7 +1117,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fp_config config = {
         .limits = {.frame_size = 600, .message_size = 900, .fragments = 4, .masked = true},
         .heartbeat_timeout_ms = HEARTBEAT_MS, .connect_timeout_ms = CONNECT_MS, .lag_time_ms = LAG_MS,
-        .send_buffer = 65536, .connections = 1 + next() % PEERS,
+        .send_buffer = 65536, .connections = 1 + next() % PEERS, .per_address = next() % 16,
     };
     batched = 0;
     queued = fail_in = live = accept_fails = version = told = flush_from = flush_to = 0;
