@@ -1,6 +1,6 @@
 """The fuzz targets of native/fuzz, each for a moment: the corpus, then what comes of it.
 
-    native/fuzz/build.sh TARGET -> the target on gcc's AddressSanitizer and UndefinedBehaviorSanitizer -> corpus, mutations
+    native/fuzz/build.sh TARGET -> the target on gcc's AddressSanitizer and UBSan -> the corpus, then mutations
 
 A finding is written to the test's directory and named in its message; it belongs into tests/corpus once it is fixed.
 For longer than a moment: native/README.md.
