@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from bench.load import crowd, edge, procfs, scenarios
+from bench.load import crowd, edge, procfs, scenarios, secure
 from bench.load.report import BenchError, Machine, Outcome
 from bench.load.servers import Cpus
 
@@ -31,6 +31,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[scenarios.Setting], Outcome], str]]] 
     ),
     "deflate": (edge.deflate, "a 4 KB delta compressed once for 5,000, beside C's send of as many bytes"),
     "storm": (edge.storm, "10,000 clients cut at once and back at once, and a bystander"),
+    "tls": (secure.tls, "heartbeats and deliveries over TLS, beside the same without"),
     "idle": (crowd.idle, "15,000 quiet connections: memory and CPU"),
 }
 

@@ -24,6 +24,7 @@ __all__ = [
     "SILENCE",
     "SPIN",
     "Setting",
+    "alternate",
     "complaints",
     "fan",
     "fanout",

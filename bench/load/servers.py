@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[S
     worker: int | None = None
     try:
         procfs.pin(process.pid, cpus.swarm)
-        port, worker = _wait_until_up(process, log)
+        port, worker = _wait_until_up(process, log, secure="FASTPRESENCE_SERVER_TLS_CERT" in settings)
         procfs.pin(worker, cpus.server)
         yield Server("fastpresence", port, worker, is_real=True, log=log)
     finally:
@@ -123,7 +124,7 @@ def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[S
             _end_orphan(worker)
 
 
-def _wait_until_up(process: "subprocess.Popen[bytes]", log: Path) -> tuple[int, int]:
+def _wait_until_up(process: "subprocess.Popen[bytes]", log: Path, *, secure: bool) -> tuple[int, int]:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -131,19 +132,25 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", log: Path) -> tuple[int, 
         for pid, command in procfs.descendants(process.pid):
             # The line that says `listening` is below the level logged here; the socket itself is the surer sign.
             ports = procfs.listening_ports(pid) if "fastpresence.worker" in command else []
-            if ports and _answers(ports[0]):
+            if ports and _answers(ports[0], secure=secure):
                 return ports[0], pid
         time.sleep(0.02)
     raise BenchError(f"fastpresence was not up within {START_TIMEOUT_S} s:\n{_tail(log)}")
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, *, secure: bool) -> bool:
     """Whether the worker has finished its start: it answers a question, asked with the key so that it logs nothing."""
     request = f"GET /api/online-status/nobody HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {API_KEY}\r\n\r\n"
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=START_TIMEOUT_S) as connection:
-            connection.sendall(request.encode())
-            return bool(connection.recv(1))
+            if not secure:
+                connection.sendall(request.encode())
+                return bool(connection.recv(1))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # our own, of this minute
+            with context.wrap_socket(connection) as wrapped:
+                wrapped.sendall(request.encode())
+                return bool(wrapped.recv(1))
     except OSError:
         return False
 
