@@ -111,6 +111,7 @@ class Wire:
         self.deflate = False
         self._have = b""
         self.compressed = 0  #: frames that came with RSV1
+        self.final_blocks = 0  #: those of them with a final block (BFINAL), which Node's WebSocket can't read
 
     @classmethod
     def open(cls, port: int, *extra: str, target: str = "/") -> Self:
@@ -196,7 +197,9 @@ class Wire:
         if head[0] & 0x40:
             assert self.deflate, "RSV1 without an extension"
             assert opcode in (TEXT, BINARY), "RSV1 on a control frame (RFC 7692, section 6.1)"
-            payload = zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
+            stretcher = zlib.decompressobj(-15)
+            payload = stretcher.decompress(payload + b"\0\0\xff\xff")
+            self.final_blocks += stretcher.eof
             self.compressed += 1
         if opcode >= CLOSE:
             assert len(payload) <= 125
