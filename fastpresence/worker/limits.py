@@ -4,9 +4,10 @@ The rate limit is a virtual schedule (GCRA, ITU-T I.371): one number a connectio
 so far would have been due at the allowed rate. No bucket to refill, no timer. Pure.
 """
 
+from collections import OrderedDict
 from typing import Final
 
-__all__ = ["REFUSED", "TOO_MUCH", "RateLimit"]
+__all__ = ["REFUSED", "TOO_MUCH", "Guesses", "RateLimit"]
 
 REFUSED: Final = -1.0
 TOO_MUCH: Final = -2.0
@@ -34,3 +35,30 @@ class RateLimit:
         """The new number after a refusal, or `TOO_MUCH` for one that goes on regardless for another whole burst."""
         due_ms += self._period_ms
         return TOO_MUCH if due_ms - now_ms > self._give_up_ms else due_ms
+
+
+class Guesses:
+    """Bad credentials by address: who keeps trying is told to wait. Remembers at most `ADDRESSES` of the latest.
+
+    Only those who fail are counted and refused: behind the same address others come in as before.
+    """
+
+    ADDRESSES: Final = 4096
+    #: A crowd behind one address whose tokens run out together is no attack yet.
+    RATE: Final = 20.0
+    BURST: Final = 200
+
+    __slots__ = ("_due_ms", "_limit")
+
+    def __init__(self) -> None:
+        self._limit = RateLimit(self.RATE, self.BURST)
+        self._due_ms: OrderedDict[str, float] = OrderedDict()
+
+    def failed(self, address: str, now_ms: int) -> bool:
+        """Count one more bad credential; True when that was one too many."""
+        due_ms = self._limit.next(self._due_ms.pop(address, 0.0), now_ms)
+        refused = due_ms is REFUSED
+        self._due_ms[address] = now_ms + self.BURST * 1000 / self.RATE if refused else due_ms
+        if len(self._due_ms) > self.ADDRESSES:
+            self._due_ms.popitem(last=False)
+        return refused

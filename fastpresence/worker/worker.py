@@ -29,7 +29,7 @@ from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
-from fastpresence.worker.limits import RateLimit
+from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
 from fastpresence.worker.tls import TlsFront
@@ -107,6 +107,7 @@ class Worker:
         self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
         self._ack_second = -1
         self._repeats = Repeats(REPEAT_S)
+        self._guesses = Guesses()
         server = settings.server
         self.tls: TlsFront | None = None
         if server.tls_cert is not None and server.tls_key is not None:
@@ -209,7 +210,13 @@ class Worker:
                 if not self._answer(owner, request, now):
                     return
         except HttpError as error:
-            self._reject(handle, error)
+            self._reject(handle, self._once_more(handle, error, now))
+
+    def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
+        """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
+        if error.status != 401 or not self._guesses.failed(self.engine.address(handle), now.ms):
+            return error
+        return HttpError(429, "rate_limited", "too many bad credentials from this address", (("Retry-After", "10"),))
 
     def _answer(self, client: HttpClient, request: Request, now: Now) -> bool:
         """False when the connection speaks HTTP no more."""
@@ -225,7 +232,7 @@ class Worker:
         try:
             response = answer(200, self._routes.handle(request, second), keep_alive=keep)
         except HttpError as error:
-            response = answer_error(error, keep_alive=keep)
+            response = answer_error(self._once_more(client.handle, error, now), keep_alive=keep)
         self.engine.write(client.handle, response)
         if keep:
             self.engine.await_request(client.handle)

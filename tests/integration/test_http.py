@@ -381,3 +381,23 @@ def test_ws_url_is_built_from_public_url_where_that_is_set(start: Start) -> None
     server = start(server__public_url="https://presence.example/live")
     _, answer, _ = server.http("POST", f"{BASE}/rts-token", {"user_id": "u"})
     assert answer["ws_url"] == "wss://presence.example/live"
+
+
+def test_who_guesses_credentials_by_the_thousand_is_told_to_wait_and_a_good_one_is_still_let_in(start: Start) -> None:
+    server = start()
+
+    async def run() -> list[int]:
+        statuses = []
+        async with RawClient.open(server) as raw:
+            for number in range(1_000):
+                raw.send(
+                    f"GET {BASE}/kol_1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer guess{number}\r\n\r\n".encode()
+                )
+                statuses.append((await raw.response())[0])
+        return statuses
+
+    statuses = asyncio.run(run())
+    assert statuses[:100] == [401] * 100
+    assert statuses.count(429) > 500
+    good = f"GET {BASE}/kol_1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n\r\n"
+    assert exchange(server, good.encode())[0] == 200

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpresence.worker.limits import REFUSED, TOO_MUCH, RateLimit
+from fastpresence.worker.limits import REFUSED, TOO_MUCH, Guesses, RateLimit
 
 
 def send(limit: RateLimit, due_ms: float, now_ms: int, frames: int) -> tuple[float, int]:
@@ -95,3 +95,18 @@ def test_no_pattern_gets_more_than_burst_and_rate_together(
         due_ms, taken = send(limit, due_ms, now_ms, frames)
         total += taken
     assert total <= burst + rate * (now_ms - start_ms) / 1000 + 1
+
+
+def test_who_keeps_guessing_is_refused_until_he_has_been_quiet_and_nobody_else_is() -> None:
+    guesses = Guesses()
+    assert [guesses.failed("192.0.2.1", 0) for _ in range(300)] == [False] * 200 + [True] * 100
+    assert not guesses.failed("192.0.2.2", 0)
+    assert guesses.failed("192.0.2.1", 10)
+    assert not guesses.failed("192.0.2.1", 10_000)
+
+
+def test_guesses_from_ever_new_addresses_are_remembered_up_to_a_limit() -> None:
+    guesses = Guesses()
+    for number in range(3 * Guesses.ADDRESSES):
+        assert not guesses.failed(f"address {number}", 0)
+    assert len(guesses._due_ms) == Guesses.ADDRESSES
