@@ -77,10 +77,13 @@ def slow_readers(setting: Setting) -> Outcome:
             [name, *(f"{ms:.1f}" for ms in (min(late), median(late), max(late), middle)), f"{cores:.2f}", f"{busy:.2f}"]
         )
     ratios = [with_.p99_ms / without.p99_ms for without, with_ in zip(*runs, strict=True)]
+    best = [min(run.p99_ms for run in some) for some in runs]
     each_kb = max(a - b for b, a in zip(*memory, strict=True)) / frozen / 1000
     outcome.notes += [
-        f"p99 with / without, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
+        f"p99 with / without, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; of the best run on either "
+        f"side, the one that other work disturbed least: {best[1] / best[0]:.2f}",
         f"worker and sockets at most {max(memory[0]) / 1e6:.1f} MB without, {max(memory[1]) / 1e6:.1f} MB with",
+        f"all that had thawed were up to date after at most {max(run.thaw_ms for run in runs[1]):.0f} ms",
         f"a reader that thawed was sent at most {max(run.thawing_frames for run in runs[1])} frames, of "
         f"{runs[1][-1].frames / observers:.0f} that the others got in the window",
     ]

@@ -36,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVENTS = 512, DRAIN_S = 5 };
+enum { EVENTS = 512, DRAIN_S = 30 };
 
 struct options options = {.parallel = 64, .period_s = 30, .observer_token = "none"};
 struct counters counters;

@@ -38,7 +38,7 @@ static struct host *hosts;
 static struct shown *shown;     /* [observer][host] */
 static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the run, in the current second */
 static struct histogram latency, newest_latency;
-static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, late_ns, second_ns;
+static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, last_thawed_ns, late_ns, second_ns;
 static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
 static uint32_t capacity, thawing_frames; /* frames that one reader was sent after it thawed, at most */
 static bool freezing, frozen;
@@ -202,8 +202,10 @@ static void on_frame(struct link *link, const struct frame *frame)
         counters.frames++;
         counters.frame_bytes += length + (length < 126 ? 2 : length < 65536 ? 4 : 10);
         counters.entries += frame->entry_count;
-    } else if (frames_of[observer] > thawing_frames) {
-        thawing_frames = frames_of[observer];
+    } else {
+        last_thawed_ns = now;
+        if (frames_of[observer] > thawing_frames)
+            thawing_frames = frames_of[observer];
     }
     for (uint32_t i = 0; i < frame->entry_count; i++)
         if (frame->entries[i].publisher >= 0) {
@@ -213,9 +215,24 @@ static void on_frame(struct link *link, const struct frame *frame)
         }
 }
 
+/* Whether a reader that thawed still lacks what the others have. */
+static bool is_behind(uint32_t observer)
+{
+    for (uint32_t j = 0; j < options.publishers; j++)
+        if (shown[(size_t)observer * options.publishers + j].rev != shown[j].rev)
+            return true;
+    return false;
+}
+
 static bool busy(void)
 {
-    return now_ns() - last_frame_ns < NS_S / 2; /* half a second of quiet: nothing more will come */
+    uint32_t observers = link_count - options.publishers;
+    if (now_ns() - last_frame_ns < NS_S / 2)
+        return true; /* half a second of quiet: nothing more will come */
+    for (uint32_t i = observer_count(); i < observers && freezing; i++)
+        if (is_behind(i))
+            return true;
+    return false;
 }
 
 static void ready(struct link *link)
@@ -251,14 +268,15 @@ static void report(void)
            "\"rev_back\": %llu, \"unmatched\": %llu, \"repeated\": %llu, \"snapshots\": %llu, \"sent_late_ms\": %.3f, "
            "\"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, "
            "\"p99_newest_ms\": %.3f, \"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u, "
-           "\"thawing_frames\": %u",
+           "\"thawing_frames\": %u, \"thaw_ms\": %.1f",
            (unsigned long long)changes, observers, (unsigned long long)wrong, (unsigned long long)behind,
            (unsigned long long)rev_differs, (unsigned long long)rev_back, (unsigned long long)unmatched,
            (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
            (unsigned long long)latency.count, (double)histogram_at(&latency, 0.5) / NS_MS,
            (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
            (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS,
-           frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max, thawing_frames);
+           frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max, thawing_frames,
+           last_thawed_ns > window_end_ns ? (double)(last_thawed_ns - window_end_ns) / NS_MS : 0.0);
 }
 
 const struct mode sync_mode = {
