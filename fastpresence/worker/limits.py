@@ -7,10 +7,12 @@ so far would have been due at the allowed rate. No bucket to refill, no timer. P
 from collections import OrderedDict
 from typing import Final
 
-__all__ = ["REFUSED", "TOO_MUCH", "Guesses", "RateLimit"]
+__all__ = ["ENTRIES", "REFUSED", "TOO_MUCH", "Guesses", "RateLimit"]
 
 REFUSED: Final = -1.0
 TOO_MUCH: Final = -2.0
+#: Users that a request may ask for at the price of one frame: each costs about a microsecond and a hundred bytes.
+ENTRIES: Final = 200
 
 
 class RateLimit:
@@ -35,6 +37,18 @@ class RateLimit:
         """The new number after a refusal, or `TOO_MUCH` for one that goes on regardless for another whole burst."""
         due_ms += self._period_ms
         return TOO_MUCH if due_ms - now_ms > self._give_up_ms else due_ms
+
+    def weigh(self, due_ms: float, now_ms: int, frames: int) -> float:
+        """The new number after a frame that was let through and cost as much as so many more.
+
+        It is paid afterwards, and never so that the next frames are too much: halfway there is the most.
+        """
+        most_ms = now_ms + (self._tolerance_ms + self._give_up_ms) / 2
+        return max(due_ms, min(due_ms + frames * self._period_ms, most_ms))
+
+    def wait_ms(self, due_ms: float, now_ms: int) -> float:
+        """How long until one more frame would be let through; a moment more, for what floats round away."""
+        return max(0.0, due_ms - self._tolerance_ms - now_ms) + 1.0
 
 
 class Guesses:

@@ -42,9 +42,10 @@ from fastpresence.messages import (
 from fastpresence.messages import UserOffline as Goodbye
 from fastpresence.presence.roster import room_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
+from fastpresence.worker.backlog import LONG
 from fastpresence.worker.deflate import LEAST, BadMessage, deflate, inflate
 from fastpresence.worker.handshake import Accepted
-from fastpresence.worker.limits import REFUSED, TOO_MUCH
+from fastpresence.worker.limits import ENTRIES, REFUSED, TOO_MUCH
 
 if TYPE_CHECKING:
     from fastpresence.worker.worker import Worker
@@ -101,9 +102,13 @@ class Peer:
         """Gather one frame for this client."""
         payload = self.codec.encode(frame)
         if self.variant >= 2 and len(payload) >= LEAST:
-            self.worker.engine.answer(self.handle, deflate(payload), compressed=True)
+            taken = self.worker.engine.answer(self.handle, deflate(payload), compressed=True)
         else:
-            self.worker.engine.answer(self.handle, payload)
+            taken = self.worker.engine.answer(self.handle, payload)
+        if not taken:
+            self.worker.loop.call_soon(self._give_up)  # not here: who sends may have more to do
+        elif len(payload) >= LONG:
+            self.worker.put_off(self)
 
     def ack(self, frame: Any, **fields: Any) -> None:
         """Answer a request that carried an `id`."""
@@ -144,13 +149,25 @@ class Peer:
             self._refuse(problem, reply_to)
             return
         try:
-            if (frame.user_id is not None and frame.user_id != self.user_id) or (
-                frame.user_type is not None and frame.user_type != self.user_type
-            ):
+            if not self._is_author(frame):
                 raise Forbidden("user_id and user_type are the token's, or left out")
             HANDLERS[type(frame)](self, frame, now)
         except RequestError as error:
             self._refuse(error, frame.id)
+
+    def _is_author(self, frame: Any) -> bool:
+        return (frame.user_id is None or frame.user_id == self.user_id) and (
+            frame.user_type is None or frame.user_type == self.user_type
+        )
+
+    @property
+    def _is_present(self) -> bool:
+        return self.session is not None and self.session.phase is not Phase.GONE
+
+    def _weigh(self, entries: int, now: Now) -> None:
+        """A request that costs more than a frame does."""
+        if entries >= ENTRIES:
+            self._due_ms = self.worker.rate_limit.weigh(self._due_ms, now.ms, entries // ENTRIES)
 
     def _refuse(self, error: RequestError, reply_to: int | str | None) -> None:
         self.worker.count_error(error.code)
@@ -172,24 +189,77 @@ class Peer:
         return data
 
     def _over_rate(self, kind: int, data: bytes, now: Now) -> None:
+        frame = self._readable(kind, data)
+        if type(frame) is StatusChange and self._is_present and self._is_author(frame):
+            older = self.worker.wanted.put(self, frame, self.worker.rate_limit.wait_ms(self._due_ms, now.ms))
+            if older is not None:
+                self.ack(older)
+            return
         due_ms = self.worker.rate_limit.charge(self._due_ms, now.ms)
         self.worker.note_rate_limited(self)
         if due_ms is TOO_MUCH:
             self._break(4029, "over the rate limit", now)
             return
         self._due_ms = due_ms
-        try:
-            raw = self.codec.decode_any(self._inflate(native.BINARY, data) if kind >= native.DEFLATED_TEXT else data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadMessage):
-            raw = None
-        reply_to = request_id(raw.get("id")) if isinstance(raw, dict) else None
+        if frame is not None:
+            reply_to = frame.id
+        else:
+            try:
+                raw = self.codec.decode_any(
+                    self._inflate(native.BINARY, data) if kind >= native.DEFLATED_TEXT else data
+                )
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadMessage):
+                raw = None
+            reply_to = request_id(raw.get("id")) if isinstance(raw, dict) else None
         self.send(Error("rate_limited", "too many frames a second", reply_to))
+
+    def _readable(self, kind: int, data: bytes) -> Any:
+        """The request in a message over the rate; None where there is none."""
+        try:
+            if kind >= native.DEFLATED_TEXT:
+                kind -= native.DEFLATED_TEXT - native.TEXT
+                data = self._inflate(kind, data)
+            return self.codec.decode_request(data) if (kind == native.TEXT) is self.codec.is_text else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadMessage):
+            return None
+
+    def on_wanted(self, frame: StatusChange) -> float | None:
+        """A status change that was over the rate: carried out now, or how many milliseconds to wait."""
+        worker = self.worker
+        now = worker.now()
+        due_ms = worker.rate_limit.next(self._due_ms, now.ms)
+        if due_ms is REFUSED:
+            return worker.rate_limit.wait_ms(self._due_ms, now.ms)
+        self._due_ms = due_ms
+        try:
+            self._status_change(frame, now)
+        except RequestError as error:
+            self._refuse(error, frame.id)
+        worker.flusher.touch()
+        worker.engine.send()
+        return None
+
+    def _forget_wanted(self) -> None:
+        """A newer word is here: what was put off before it is no more to be done, and answered all the same."""
+        if self.worker.wanted:
+            older = self.worker.wanted.take(self)
+            if older is not None:
+                self.ack(older)
+
+    def _give_up(self) -> None:
+        """It has asked for more than may wait for it."""
+        if not self.closed:
+            self._break(4009, "too many answers wait", self.worker.now())
+            self.worker.flusher.touch()
+            self.worker.engine.send()
 
     # Requests.
 
     def _user_online(self, frame: UserOnline, now: Now) -> None:
         service = self.worker.service
         session = self.session
+        if frame.status is not None:
+            self._forget_wanted()
         if session is not None and session.phase is not Phase.GONE:
             service.handle_update(session, status=frame.status, device=frame.device, now=now)
             self.ack(frame)
@@ -228,15 +298,18 @@ class Peer:
         return session
 
     def _status_change(self, frame: StatusChange, now: Now) -> None:
+        self._forget_wanted()
         self.worker.service.handle_status_change(self._present(), frame.status, now=now)
         self.ack(frame)
 
     def _user_offline(self, frame: Goodbye, now: Now) -> None:
+        self._forget_wanted()
         self.worker.end_session(self, "goodbye", now)
         self.ack(frame)
         self.close(1000, "goodbye")
 
     def _request_online_status(self, frame: RequestOnlineStatus, now: Now) -> None:
+        self._weigh(len(frame.user_ids), now)
         status_of = self.worker.service.get_user_status
         entries = [status_of(user_id) for user_id in frame.user_ids]
         self.send(UserOnlineStatus(entries, full=False, reply_to=frame.id))
@@ -275,6 +348,7 @@ class Peer:
             raise TooMany(f"user_ids: at most {limits.watches} for one connection")
         if len((self.rooms or set()).union(rooms)) > limits.rooms:
             raise TooMany(f"rooms: at most {limits.rooms} for one connection")
+        self._weigh(len(user_ids) + len(rooms) * ENTRIES // 2, now)
         self.ack(frame)
         if user_ids:
             service.watch(self, user_ids)
@@ -295,6 +369,7 @@ class Peer:
         if room.audience is None:
             room.audience = worker.engine.new_audience()
         worker.engine.join(self.handle, room.audience)
+        self._weigh(len(room.members), now)
         worker.show_room(self, name, worker.read_cursor(cursor, room_scope(name)))
 
     def _unsubscribe(self, frame: Unsubscribe, now: Now) -> None:

@@ -27,12 +27,14 @@ from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
+from fastpresence.worker.backlog import PIPELINED, Backlog
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
 from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
 from fastpresence.worker.tls import TlsFront
+from fastpresence.worker.wanted import Wanted
 
 __all__ = ["TICK_MS", "Worker"]
 
@@ -41,6 +43,12 @@ LOG: Final = logging.getLogger("fastpresence.worker")
 TICK_MS: Final = 250  #: of every wheel here
 MESSAGES: Final = frozenset({native.TEXT, native.BINARY, native.DEFLATED_TEXT, native.DEFLATED_BINARY})
 EXPIRE_AT_ONCE: Final = 256  #: detached sessions that end in one turn of the loop: about 2 ms
+#: How the engine counts newcomers that it refused by itself, and what they were answered.
+REFUSALS: Final = (
+    ("refused", 503, "no room for more connections"),
+    ("crowded", 429, "too many connections of one address"),
+)
+REFUSED_S: Final = 2.0  #: between two lines of the log about them
 #: Seconds in which the same warning is told once, with a count.
 REPEAT_S: Final = 10.0
 
@@ -77,6 +85,7 @@ class Worker:
             message_size=limits.message_size,
             send_buffer=limits.send_buffer,
             connections=connection_limit(limits),
+            connections_per_address=limits.connections_per_address,
         )
         grace = presence.disconnect_grace
         self.service = OnlineStatusService(
@@ -114,7 +123,11 @@ class Worker:
             self.tls = TlsFront(
                 loop, self.engine, server.tls_cert, server.tls_key, limits.connect_timeout, limits.send_buffer
             )
+        self.wanted = Wanted(loop)
+        self.backlog = Backlog(loop, self.engine, self._carry_out)
         self.draining = False
+        self._refused = {"refused": 0, "crowded": 0}  # newcomers that the log was told of
+        self._refused_next_s = 0.0
         self.errors: dict[str, int] = {}
         self._empty_rooms: list[Room] = []
 
@@ -154,12 +167,16 @@ class Worker:
             try:
                 if kind in MESSAGES:
                     # A peer that was closed earlier in this batch has no say any more.
-                    if not owner.closed:
+                    if owner.closed:
+                        pass
+                    elif self.backlog and owner in self.backlog:
+                        self.backlog.add(owner, (kind, data))
+                    else:
                         owner.on_message(kind, data, now)
                 elif kind == native.REQUEST:
                     self._on_request(owner, what, data, now)
                 elif type(owner) is not Peer or owner.closed:
-                    pass
+                    self.backlog.kick()  # an HTTP client's socket may have drained
                 elif kind == native.ENDED:
                     self._on_ended(owner, what, data[0], data[1], now)
                 else:
@@ -169,6 +186,26 @@ class Worker:
                 LOG.exception("fault")
                 self._fail(owner, what, now)
         self.flusher.touch()
+
+    def _carry_out(self, owner: Any, item: Any) -> None:
+        """What was put off: a message of a peer, a request of an HTTP client."""
+        now = self.now()
+        try:
+            if type(owner) is Peer:
+                if not owner.closed:
+                    kind, data = item
+                    owner.on_message(kind, data, now)
+            else:
+                self._answer_all(owner, item, now)
+        except Exception:
+            LOG.exception("fault")
+            self._fail(owner, owner.handle, now)
+        self.flusher.touch()
+
+    def put_off(self, peer: Peer) -> None:
+        """It was sent a long answer: where enough waits, what it asks for next comes later."""
+        if self.backlog.is_full(peer.handle):
+            self.backlog.begin(peer)
 
     def _fail(self, owner: Any, handle: int, now: Now) -> None:
         """Get rid of a connection that something of ours could not cope with."""
@@ -189,6 +226,7 @@ class Worker:
             if type(peer) is Peer:
                 peer.on_token_due(now)
         self._free_audiences()
+        self._tell_refused()
         self.flusher.touch()
         self.engine.send()
 
@@ -206,11 +244,23 @@ class Worker:
             owner = HttpClient(handle, self.settings.limits.http_body_size)
             self.engine.own(handle, owner)
         try:
-            for request in owner.parser.feed(data):
-                if not self._answer(owner, request, now):
+            requests = owner.parser.feed(data)
+        except HttpError as error:
+            self._reject(handle, error)
+        else:
+            self._answer_all(owner, requests, now)
+
+    def _answer_all(self, client: HttpClient, requests: list[Request], now: Now) -> None:
+        """Requests of one connection in order: so many in this turn, the others later."""
+        try:
+            for at, request in enumerate(requests):
+                if at == PIPELINED or (at and self.backlog.is_full(client.handle)):
+                    self.backlog.begin(client, requests[at:])
+                    return
+                if not self._answer(client, request, now):
                     return
         except HttpError as error:
-            self._reject(handle, self._once_more(handle, error, now))
+            self._reject(client.handle, self._once_more(client.handle, error, now))
 
     def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
         """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
@@ -269,6 +319,15 @@ class Worker:
     # The end of a connection.
 
     def _on_ended(self, peer: Peer, how: int, code: int, heard_ms: int, now: Now) -> None:
+        if (
+            self.backlog
+            and (waiting := self.backlog.take(peer)) is not None
+            and how in (native.CLOSED, native.VIOLATION)
+        ):
+            for message in waiting:  # what came before the end counts
+                self._carry_out(peer, message)
+            if peer.closed:
+                return
         if how == native.CLOSED and code == 1000:
             self.end_session(peer, "closed", now)
         elif how == native.SILENT:
@@ -297,6 +356,8 @@ class Worker:
         self._peers[peer.variant] -= 1
         self._tokens.cancel(peer.handle & 0xFFFFFFFF)
         self.pager.forget(peer)
+        self.backlog.take(peer)
+        self.wanted.take(peer)
         peer.session = None
         if peer.rooms is not None or peer.scope is not None:
             for room in self.service.forget(peer):
@@ -330,6 +391,7 @@ class Worker:
                 self.pager.begin(peer, missed_from)
             self.engine.caught_up(peer.handle)
         self.pager.kick()
+        self.backlog.kick()
 
     def show_room(self, peer: Peer, name: str, since: int | None) -> None:
         """A room's roster, or what changed in it since a version."""
@@ -416,6 +478,19 @@ class Worker:
     def count_error(self, code: str) -> None:
         """One request was refused."""
         self.errors[code] = self.errors.get(code, 0) + 1
+
+    def _tell_refused(self) -> None:
+        """Newcomers that the engine had no room for: in the log at most once a second, with a count."""
+        now_s = self.loop.time()
+        if now_s < self._refused_next_s:
+            return
+        stats = self.engine.stats()
+        for name, status, reason in REFUSALS:
+            count = stats[name] - self._refused[name]
+            if count:
+                self._refused[name] = stats[name]
+                self._refused_next_s = now_s + REFUSED_S
+                event(LOG, logging.WARNING, "rejected handshake", status=status, reason=reason, count=count)
 
     def note_rate_limited(self, peer: Peer) -> None:
         """A frame came over the rate."""

@@ -403,7 +403,7 @@ def test_over_the_rate_requests_are_refused_first_and_then_the_connection_is_clo
             # It goes on regardless.
             with contextlib.suppress(ConnectionClosed):
                 for _ in range(4 * BURST):
-                    await scene.actor.send("status_change", status="busy")
+                    await scene.actor.send("heartbeat")
             assert await scene.actor.ended() == 4029
             assert server.event("rate limited")
             # Only detached: it was told to come back.

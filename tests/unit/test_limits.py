@@ -1,5 +1,7 @@
 """The rate limit: a burst at once, the rate in the long run, and an end to those who go on regardless."""
 
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,3 +112,35 @@ def test_guesses_from_ever_new_addresses_are_remembered_up_to_a_limit() -> None:
     for number in range(3 * Guesses.ADDRESSES):
         assert not guesses.failed(f"address {number}", 0)
     assert len(guesses._due_ms) == Guesses.ADDRESSES
+
+
+def test_a_heavy_frame_is_let_through_and_paid_for_by_the_frames_after_it() -> None:
+    limit = RateLimit(50, 100)
+    now_ms = 1_000_000
+    due_ms, heavy = 0.0, 0
+    while (new := limit.next(due_ms, now_ms)) != REFUSED:
+        due_ms = limit.weigh(new, now_ms, 5)
+        heavy += 1
+    assert heavy == 100 // 6 + 1
+    for later_ms in range(now_ms, now_ms + 10_000, 10):
+        if (new := limit.next(due_ms, later_ms)) != REFUSED:
+            due_ms = limit.weigh(new, later_ms, 5)
+            heavy += 1
+    assert 17 + 10 * 50 // 6 - 1 <= heavy <= 17 + 10 * 50 // 6 + 1
+
+
+@given(st.floats(0.5, 10_000), st.integers(1, 1_000), st.integers(0, 10_000))
+def test_whatever_a_heavy_frame_weighs_the_next_one_is_refused_at_worst(rate: float, burst: int, frames: int) -> None:
+    limit = RateLimit(rate, burst)
+    now_ms = 1_000_000
+    due_ms = limit.weigh(limit.next(0.0, now_ms), now_ms, frames)
+    if limit.next(due_ms, now_ms) == REFUSED:
+        assert limit.charge(due_ms, now_ms) != TOO_MUCH or burst == 1
+
+
+@given(st.floats(0.5, 1_000), st.integers(1, 1_000), st.integers(0, 3_000))
+def test_who_waits_as_long_as_he_is_told_is_let_through(rate: float, burst: int, frames: int) -> None:
+    limit = RateLimit(rate, burst)
+    now_ms = 1_000_000
+    due_ms, _ = send(limit, 0.0, now_ms, frames)
+    assert limit.next(due_ms, now_ms + math.ceil(limit.wait_ms(due_ms, now_ms))) != REFUSED

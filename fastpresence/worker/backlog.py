@@ -1,0 +1,100 @@
+"""What connections have asked for and get in a later turn, since there was enough to answer in this one.
+
+    answers of a turn over ANSWERS, or PIPELINED requests --begin--> held: no more is read of it
+        --> a turn each, while its socket takes what it is sent --> empty: let go
+
+So whoever asks for much with little makes the server hold what one turn may answer, not what he may ask for. The engine
+bounds what waits here: one visit's messages, or the requests in one read.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from fastpresence._native.engine import Engine
+
+__all__ = ["ANSWERS", "LONG", "PIPELINED", "Backlog"]
+
+#: Bytes of answers that may wait for a connection before the next of its requests is put off.
+ANSWERS: Final = 65_536
+#: Bytes of an answer from which on that is looked at: of smaller ones a turn has not that many.
+LONG: Final = 2048
+#: HTTP requests of one connection in one turn.
+PIPELINED: Final = 16
+#: Seconds of a turn that are spent here.
+SLICE_S: Final = 0.01
+
+
+class Owner(Protocol):
+    """A connection's; compared by identity."""
+
+    @property
+    def handle(self) -> int: ...
+
+
+class Backlog:
+    """One for a worker. `carry_out(owner, item)` does one of the things that were put off, and raises nothing."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine, carry_out: Callable[[Any, Any], None]) -> None:
+        self._loop = loop
+        self._engine = engine
+        self._carry_out = carry_out
+        self._waiting: dict[Owner, deque[Any]] = {}
+        self._scheduled = False
+
+    def __contains__(self, owner: Owner) -> bool:
+        return owner in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def is_full(self, handle: int) -> bool:
+        """Whether the connection has answers enough for one turn."""
+        return self._engine.waiting(handle) > ANSWERS
+
+    def begin(self, owner: Owner, *items: Any) -> None:
+        """From now on this connection waits, with what it asked for already; nothing happens when it does."""
+        if owner not in self._waiting:
+            self._waiting[owner] = deque(items)
+            self._engine.hold(owner.handle, True)
+            self.kick()
+
+    def add(self, owner: Owner, item: Any) -> None:
+        """One thing more that a connection which waits has asked for."""
+        self._waiting[owner].append(item)
+
+    def take(self, owner: Owner) -> "deque[Any] | None":
+        """What a connection still waits for, which is no more the backlog's; None for one that does not."""
+        return self._waiting.pop(owner, None)
+
+    def kick(self) -> None:
+        """Go on in the next turn."""
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """For each connection whose socket took everything, until it has enough again."""
+        self._scheduled = False
+        until_s = self._loop.time() + SLICE_S
+        did = False
+        for owner in list(self._waiting):
+            if self._engine.lagging(owner.handle):
+                continue  # its socket is full: `drained` kicks
+            items = self.take(owner)
+            if items is None:
+                continue  # ended meanwhile
+            did = True
+            while items:
+                self._carry_out(owner, items.popleft())
+                if owner in self._waiting:
+                    self._waiting[owner].extend(items)
+                    break
+            else:
+                self._engine.hold(owner.handle, False)
+            if self._loop.time() >= until_s:
+                break
+        if did:
+            self._engine.send()
+            self.kick()
