@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from fastpresence._native.engine import Engine
 from fastpresence.errors import StartError
+from fastpresence.http import HttpError, answer_error
 from fastpresence.logs import Repeats
 
 __all__ = ["TlsFront", "context"]
@@ -24,6 +25,8 @@ LOG: Final = logging.getLogger("fastpresence.worker")
 ACCEPTS: Final = 64
 #: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
 BUFFER: Final = 65_536
+#: For one that we have no room for, as the engine says it.
+FULL: Final = answer_error(HttpError(503, "unavailable", "too many connections now", (("Retry-After", "5"),)))
 #: Handshakes under way at once: each costs some 50 KB and a millisecond or two of CPU; more wait in the kernel's queue.
 HANDSHAKES: Final = 256
 
@@ -63,8 +66,9 @@ class Carried(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=BUFFER)
         self._handle = self._engine.adopt(self)
-        if self._handle is None:
-            self._transport.abort()  # at the limit of connections
+        if self._handle is None:  # at the limit of connections
+            self._transport.write(FULL)
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._handle is not None:
