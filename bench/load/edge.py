@@ -46,6 +46,7 @@ def slow_readers(setting: Setting) -> Outcome:
     )
     tokens = write_tokens(setting.directory / "slow-readers", host_names(hosts))
     runs: tuple[list[Run], list[Run]] = ([], [])
+    losses = procfs.network_losses()
     memory: tuple[list[int], list[int]] = ([], [])  #: in the worker and in its sockets, shortly before the thaw
     with real(setting.cpus, setting.directory, LONG_SILENCE) as ours:
         with Swarm(
@@ -83,7 +84,8 @@ def slow_readers(setting: Setting) -> Outcome:
         f"p99 with / without, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; of the best run on either "
         f"side, the one that other work disturbed least: {best[1] / best[0]:.2f}",
         f"worker and sockets at most {max(memory[0]) / 1e6:.1f} MB without, {max(memory[1]) / 1e6:.1f} MB with",
-        f"all that had thawed were up to date after at most {max(run.thaw_ms for run in runs[1]):.0f} ms",
+        f"all that had thawed were up to date after at most {max(run.thaw_ms for run in runs[1]):.0f} ms; "
+        f"packets {_lost_since(losses)}",
         f"a reader that thawed was sent at most {max(run.thawing_frames for run in runs[1])} frames, of "
         f"{runs[1][-1].frames / observers:.0f} that the others got in the window",
     ]
@@ -96,6 +98,10 @@ def slow_readers(setting: Setting) -> Outcome:
     ]  # fmt: skip
     right(outcome, *runs[0], *runs[1])
     return outcome
+
+
+def _lost_since(losses: dict[str, int]) -> str:
+    return ", ".join(f"{count - losses[why]} {why}" for why, count in procfs.network_losses().items())
 
 
 def deflate(setting: Setting) -> Outcome:
@@ -255,10 +261,7 @@ def _round(
     if seconds > watch_s - 0.5:
         outcome.faults.append(f"the storm of {seconds:.1f} s outlasted the bystander's watch")
     begun_s = (max(run.begun_ns for run in runs) - min(run.begin_ns for run in runs)) / 1e9
-    outcome.notes.append(
-        f"all were cut and had asked anew after {begun_s:.2f} s; packets "
-        + ", ".join(f"{count - losses[why]} {why}" for why, count in procfs.network_losses().items())
-    )
+    outcome.notes.append(f"all were cut and had asked anew after {begun_s:.2f} s; packets {_lost_since(losses)}")
     half = median(run.p50_ms for run in runs) / 1000
     outcome.rows.append(
         [

@@ -13,8 +13,9 @@
  * replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
  *
  * With --freezing F a run may be told (BYTES) that readers freeze: F more observers come, stop reading as soon as they
- * have their snapshot, and thaw when the window is over; they must end as right as the others. They count for no
- * latency, and are gone when the next run begins.
+ * have their snapshot, and thaw when the window is over, a few each millisecond (all at once they would overflow the
+ * loopback device's queue, and who loses a packet there waits seconds for the kernel's next probe); they must end as
+ * right as the others. They count for no latency, and are gone when the next run begins.
  */
 #include "swarm.h"
 
@@ -40,6 +41,10 @@ static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the ru
 static struct histogram latency, newest_latency;
 static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, last_thawed_ns, late_ns, second_ns;
 static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
+enum { THAWS = 4 }; /* a millisecond */
+
+static uint64_t thaw_ns;
+static uint32_t next_thaw = UINT32_MAX;
 static uint32_t capacity, thawing_frames; /* frames that one reader was sent after it thawed, at most */
 static bool freezing, frozen;
 
@@ -101,11 +106,7 @@ static void window(bool begins)
     if (!begins) {
         window_end_ns = last_frame_ns = now_ns();
         frozen = false;
-        for (uint32_t i = link_count - options.freezing; i < link_count && freezing; i++) {
-            if (links[i].phase != READY)
-                die("a reader that was to freeze did not come up");
-            link_freeze(&links[i], false);
-        }
+        next_thaw = freezing ? link_count - options.freezing : link_count;
         return;
     }
     window_ns = second_ns = now_ns();
@@ -114,6 +115,18 @@ static void window(bool begins)
     memset(frames_of, 0, (link_count - options.publishers) * sizeof *frames_of);
     memset(second_frames, 0, (link_count - options.publishers) * sizeof *second_frames);
     rev_back = unmatched = repeated = snapshots = late_ns = second_max = thawing_frames = 0;
+}
+
+static void thaw_some(uint64_t now)
+{
+    if (frozen || now < thaw_ns)
+        return;
+    thaw_ns = now + NS_MS;
+    for (uint32_t i = 0; i < THAWS && next_thaw < link_count; i++, next_thaw++) {
+        if (links[next_thaw].phase != READY)
+            die("a reader that was to freeze did not come up");
+        link_freeze(&links[next_thaw], false);
+    }
 }
 
 static void count_second(void)
@@ -227,7 +240,7 @@ static bool is_behind(uint32_t observer)
 static bool busy(void)
 {
     uint32_t observers = link_count - options.publishers;
-    if (now_ns() - last_frame_ns < NS_S / 2)
+    if (next_thaw < link_count || now_ns() - last_frame_ns < NS_S / 2)
         return true; /* half a second of quiet: nothing more will come */
     for (uint32_t i = observer_count(); i < observers && freezing; i++)
         if (is_behind(i))
@@ -283,6 +296,7 @@ const struct mode sync_mode = {
     .name = "sync",
     .start = start,
     .turn = turn,
+    .idle = thaw_some,
     .frame = on_frame,
     .busy = busy,
     .ready = ready,
