@@ -40,4 +40,4 @@ with open("/proc/self/maps") as maps:
     assert any(engine.__file__ in line for line in maps)
 assert engine.__file__.startswith(__import__("os").environ["PYTHONPATH"]), engine.__file__
 CHECK
-"$python" -m pytest -q -p no:cacheprovider "$@"
+"$python" -m pytest -q -p no:cacheprovider -m "not long" "$@"

@@ -43,6 +43,7 @@ def client_of(server: Server, user_id: str, user_type: str = "user", **kwargs: o
     )
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitized process starts slowly")
 def test_the_first_handshake_after_a_kill_of_the_worker_is_answered_within_a_second_and_a_half(start: Start) -> None:
     server = start()
     server.expect("worker died")

@@ -175,7 +175,7 @@ def test_silence_is_ended_with_4008_and_an_expired_token_with_4001(start: Start,
             assert time.monotonic() - silent.last_answer_s >= 0.9 - 0.002
             assert time.monotonic() - silent.last_sent_s <= 0.9 + TICK + SLACK
             await watcher.sees("silent", "offline")
-            token = server.token("brief", expire_time=1)
+            token = server.token("brief", expire_time=2)
             brief = await clients.online("brief", token=token)
             brief.keep_beating(BEAT)
             assert await brief.ended() == 4001
