@@ -33,21 +33,20 @@ class Owner(Protocol):
     def handle(self) -> int: ...
 
 
-class Backlog:
-    """One for a worker. `carry_out(owner, item)` does one of the things that were put off, and raises nothing."""
+class Backlog(dict[Owner, "deque[Any]"]):
+    """Who waits, and what for. One for a worker; nearly always empty, which a dict can tell at no cost.
+
+    `carry_out(owner, item)` does one of the things that were put off, and raises nothing.
+    """
+
+    __slots__ = ("_carry_out", "_engine", "_loop", "_scheduled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine, carry_out: Callable[[Any, Any], None]) -> None:
+        super().__init__()
         self._loop = loop
         self._engine = engine
         self._carry_out = carry_out
-        self._waiting: dict[Owner, deque[Any]] = {}
         self._scheduled = False
-
-    def __contains__(self, owner: Owner) -> bool:
-        return owner in self._waiting
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def is_full(self, handle: int) -> bool:
         """Whether the connection has answers enough for one turn."""
@@ -55,22 +54,22 @@ class Backlog:
 
     def begin(self, owner: Owner, *items: Any) -> None:
         """From now on this connection waits, with what it asked for already; nothing happens when it does."""
-        if owner not in self._waiting:
-            self._waiting[owner] = deque(items)
+        if owner not in self:
+            self[owner] = deque(items)
             self._engine.hold(owner.handle, True)
             self.kick()
 
     def add(self, owner: Owner, item: Any) -> None:
         """One thing more that a connection which waits has asked for."""
-        self._waiting[owner].append(item)
+        self[owner].append(item)
 
     def take(self, owner: Owner) -> "deque[Any] | None":
         """What a connection still waits for, which is no more the backlog's; None for one that does not."""
-        return self._waiting.pop(owner, None)
+        return self.pop(owner, None)
 
     def kick(self) -> None:
         """Go on in the next turn."""
-        if self._waiting and not self._scheduled:
+        if self and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -79,7 +78,7 @@ class Backlog:
         self._scheduled = False
         until_s = self._loop.time() + SLICE_S
         did = False
-        for owner in list(self._waiting):
+        for owner in list(self):
             if self._engine.lagging(owner.handle):
                 continue  # its socket is full: `drained` kicks
             items = self.take(owner)
@@ -88,8 +87,8 @@ class Backlog:
             did = True
             while items:
                 self._carry_out(owner, items.popleft())
-                if owner in self._waiting:
-                    self._waiting[owner].extend(items)
+                if owner in self:
+                    self[owner].extend(items)
                     break
             else:
                 self._engine.hold(owner.handle, False)

@@ -16,35 +16,34 @@ if TYPE_CHECKING:
 __all__ = ["Wanted"]
 
 
-class Wanted:
-    """One for a worker."""
+class Wanted(dict["Peer", "tuple[StatusChange, asyncio.TimerHandle]"]):
+    """Who waits, and what for. One for a worker; nearly always empty, which a dict can tell at no cost."""
+
+    __slots__ = ("_loop",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._loop = loop
-        self._frames: dict[Peer, tuple[StatusChange, asyncio.TimerHandle]] = {}
-
-    def __len__(self) -> int:
-        return len(self._frames)
 
     def put(self, peer: "Peer", frame: StatusChange, wait_ms: float) -> StatusChange | None:
         """Keep it until the rate allows it, in `wait_ms` at the soonest. Returns the one that it supersedes."""
-        before = self._frames.get(peer)
+        before = self.get(peer)
         if before is not None:
-            self._frames[peer] = (frame, before[1])
+            self[peer] = (frame, before[1])
             return before[0]
-        self._frames[peer] = (frame, self._loop.call_later(wait_ms / 1000, self._due, peer))
+        self[peer] = (frame, self._loop.call_later(wait_ms / 1000, self._due, peer))
         return None
 
     def take(self, peer: "Peer") -> StatusChange | None:
         """What the peer wanted and nobody waits for any more."""
-        found = self._frames.pop(peer, None)
+        found = self.pop(peer, None)
         if found is None:
             return None
         found[1].cancel()
         return found[0]
 
     def _due(self, peer: "Peer") -> None:
-        frame, _ = self._frames.pop(peer)
+        frame, _ = self.pop(peer)
         wait_ms = peer.on_wanted(frame)
         if wait_ms is not None:
             self.put(peer, frame, wait_ms)

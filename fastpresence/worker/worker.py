@@ -163,14 +163,15 @@ class Worker:
 
     def _on_batch(self, events: list[tuple[int, Any, Any, Any]]) -> None:
         now = self.now()
+        backlog = self.backlog
         for kind, owner, what, data in events:
             try:
                 if kind in MESSAGES:
                     # A peer that was closed earlier in this batch has no say any more.
                     if owner.closed:
                         pass
-                    elif self.backlog and owner in self.backlog:
-                        self.backlog.add(owner, (kind, data))
+                    elif backlog and owner in backlog:
+                        backlog.add(owner, (kind, data))
                     else:
                         owner.on_message(kind, data, now)
                 elif kind == native.REQUEST:
