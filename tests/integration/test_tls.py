@@ -173,7 +173,7 @@ def test_silence_is_ended_with_4008_and_an_expired_token_with_4001(start: Start,
             silent = await clients.online("silent")
             assert await silent.ended() == 4008
             assert time.monotonic() - silent.last_answer_s >= 0.9 - 0.002
-            assert time.monotonic() - silent.last_sent_s <= 0.9 + TICK + SLACK
+            assert time.monotonic() - silent.last_sent_s <= 0.9 + TICK + 2 * SLACK
             await watcher.sees("silent", "offline")
             token = server.token("brief", expire_time=2)
             brief = await clients.online("brief", token=token)
