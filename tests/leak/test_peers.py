@@ -99,7 +99,8 @@ class World:
                 writer.write(request[: number % len(request)])
                 return
             writer.write(request)
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 "), head
             stream = Stream(masked=False, frame_size=1 << 24, message_size=1 << 24)
             others = ",".join(f'"user_{number + each}"' for each in range(1, 20))
             said = [
