@@ -68,6 +68,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     frames_max_in_a_second: int = 0
     thawing_frames: int = 0  #: that one reader was sent after it thawed, at most
     thaw_ms: float = 0.0  #: until the last one that thawed had the last frame
+    thawed_late: int = 0  #: how many of them needed more than 2 s
     begin_ns: int = 0  #: of a storm, by the monotonic clock: the first was cut
     begun_ns: int = 0  #: everybody was cut, and had asked for a new connection
     back_ns: int = 0  #: the last one was back

@@ -84,7 +84,8 @@ def slow_readers(setting: Setting) -> Outcome:
         f"p99 with / without, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; of the best run on either "
         f"side, the one that other work disturbed least: {best[1] / best[0]:.2f}",
         f"worker and sockets at most {max(memory[0]) / 1e6:.1f} MB without, {max(memory[1]) / 1e6:.1f} MB with",
-        f"all that had thawed were up to date after at most {max(run.thaw_ms for run in runs[1]):.0f} ms; "
+        f"all that had thawed were up to date after at most {max(run.thaw_ms for run in runs[1]):.0f} ms, "
+        f"{sum(run.thawed_late for run in runs[1])} of {pairs * frozen} only after more than 2 s; "
         f"packets {_lost_since(losses)}",
         f"a reader that thawed was sent at most {max(run.thawing_frames for run in runs[1])} frames, of "
         f"{runs[1][-1].frames / observers:.0f} that the others got in the window",

@@ -13,9 +13,10 @@
  * replaced them has. An entry whose rev is lower than the last one's, or that matches nothing, is a fault.
  *
  * With --freezing F a run may be told (BYTES) that readers freeze: F more observers come, stop reading as soon as they
- * have their snapshot, and thaw when the window is over, a few each millisecond (all at once they would overflow the
- * loopback device's queue, and who loses a packet there waits seconds for the kernel's next probe); they must end as
- * right as the others. They count for no latency, and are gone when the next run begins.
+ * have their snapshot, and thaw when the window is over, a few each millisecond so that the loopback device's
+ * queue holds what they say; they must end as right as the others. They count for no latency, and are gone when the next
+ * run begins. Now and then one is late by seconds: its full buffer refused a segment that its window allowed, and the
+ * server's kernel sends that again when its timer, doubled each time, says so.
  */
 #include "swarm.h"
 
@@ -41,7 +42,9 @@ static uint32_t *frames_of, *second_frames, second_max; /* [observer]: in the ru
 static struct histogram latency, newest_latency;
 static uint64_t begin_ns, window_ns, window_end_ns, next_change, last_frame_ns, last_thawed_ns, late_ns, second_ns;
 static uint64_t rev_back, unmatched, repeated, snapshots, random_state = 88172645463325252ull;
-enum { THAWS = 4 }; /* a millisecond */
+enum { THAWS = 4, LATE_S = 2 }; /* a millisecond; seconds after which a reader that thawed is late */
+
+static bool *late; /* [observer] */
 
 static uint64_t thaw_ns;
 static uint32_t next_thaw = UINT32_MAX;
@@ -83,6 +86,7 @@ static void start(double amount, uint32_t bytes)
         shown = zeroed((size_t)observers * options.publishers, sizeof *shown);
         frames_of = zeroed(observers, sizeof *frames_of);
         second_frames = zeroed(observers, sizeof *second_frames);
+        late = zeroed(observers, sizeof *late);
     }
     /* Room for this run and a warm-up of up to a minute. */
     capacity += (uint32_t)((amount + 60) * options.rate / options.publishers) + 2;
@@ -114,6 +118,7 @@ static void window(bool begins)
     memset(&newest_latency, 0, sizeof newest_latency);
     memset(frames_of, 0, (link_count - options.publishers) * sizeof *frames_of);
     memset(second_frames, 0, (link_count - options.publishers) * sizeof *second_frames);
+    memset(late, 0, (link_count - options.publishers) * sizeof *late);
     rev_back = unmatched = repeated = snapshots = late_ns = second_max = thawing_frames = 0;
 }
 
@@ -217,6 +222,7 @@ static void on_frame(struct link *link, const struct frame *frame)
         counters.entries += frame->entry_count;
     } else {
         last_thawed_ns = now;
+        late[observer] |= !frozen && now > window_end_ns + LATE_S * NS_S;
         if (frames_of[observer] > thawing_frames)
             thawing_frames = frames_of[observer];
     }
@@ -262,9 +268,10 @@ static void ready(struct link *link)
 
 static void report(void)
 {
-    uint32_t live = observer_count(), observers = live + (freezing ? options.freezing : 0), frames_max = 0;
+    uint32_t live = observer_count(), observers = live + (freezing ? options.freezing : 0), frames_max = 0, late_count = 0;
     uint64_t wrong = 0, behind = 0, rev_differs = 0, changes = 0;
     for (uint32_t i = 0; i < observers; i++) {
+        late_count += late[i];
         if (i < live && frames_of[i] > frames_max)
             frames_max = frames_of[i];
         for (uint32_t j = 0; j < options.publishers; j++) {
@@ -281,7 +288,7 @@ static void report(void)
            "\"rev_back\": %llu, \"unmatched\": %llu, \"repeated\": %llu, \"snapshots\": %llu, \"sent_late_ms\": %.3f, "
            "\"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, "
            "\"p99_newest_ms\": %.3f, \"frames_a_second\": %.2f, \"frames_max_in_a_second\": %u, "
-           "\"thawing_frames\": %u, \"thaw_ms\": %.1f",
+           "\"thawing_frames\": %u, \"thaw_ms\": %.1f, \"thawed_late\": %u",
            (unsigned long long)changes, observers, (unsigned long long)wrong, (unsigned long long)behind,
            (unsigned long long)rev_differs, (unsigned long long)rev_back, (unsigned long long)unmatched,
            (unsigned long long)repeated, (unsigned long long)snapshots, (double)late_ns / NS_MS,
@@ -289,7 +296,7 @@ static void report(void)
            (double)histogram_at(&latency, 0.99) / NS_MS, (double)histogram_at(&latency, 0.999) / NS_MS,
            (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS,
            frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max, thawing_frames,
-           last_thawed_ns > window_end_ns ? (double)(last_thawed_ns - window_end_ns) / NS_MS : 0.0);
+           last_thawed_ns > window_end_ns ? (double)(last_thawed_ns - window_end_ns) / NS_MS : 0.0, late_count);
 }
 
 const struct mode sync_mode = {
