@@ -136,7 +136,7 @@ class TlsFront:
         """Accept from this listening socket; it stays the caller's."""
         self._listener = socket.socket(fileno=fd)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer // 2)  # the kernel doubles it
         self._loop.add_reader(fd, self._accept)
 
     def close(self) -> None:

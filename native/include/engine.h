@@ -156,7 +156,7 @@ typedef struct {
     uint32_t heartbeat_timeout_ms;
     uint32_t connect_timeout_ms;
     uint32_t lag_time_ms;
-    uint32_t send_buffer;      /* bytes: SO_SNDBUF */
+    uint32_t send_buffer;      /* bytes that a socket's send buffer may hold, the kernel's own records included */
     uint32_t connections;      /* at most */
     uint32_t per_address;      /* of them from one address; 0: no limit of its own */
 } fp_config;

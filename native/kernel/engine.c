@@ -1031,7 +1031,7 @@ int fp_engine_init(fp_engine *engine, const fp_config *config, const fp_hooks *h
 
 int fp_engine_listen(fp_engine *engine, int fd)
 {
-    int one = 1, size = (int)engine->config.send_buffer;
+    int one = 1, size = (int)(engine->config.send_buffer / 2); /* socket(7): the kernel doubles it for its own records */
     /* Accepted sockets inherit both: two system calls less for each. */
     if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size) < 0)
