@@ -1,10 +1,11 @@
 """What connections have asked for and get in a later turn, since there was enough to answer in this one.
 
-    answers of a turn over ANSWERS, or PIPELINED requests --begin--> held: no more is read of it
+    answers of a turn over ANSWERS, PIPELINED requests, or a turn over SLICE_S --begin--> held: no more is read of it
         --> a turn each, while its socket takes what it is sent --> empty: let go
 
-So whoever asks for much with little makes the server hold what one turn may answer, not what he may ask for. The engine
-bounds what waits here: one visit's messages, or the requests in one read.
+So whoever asks for much with little makes the server hold what one turn may answer, not what he may ask for; and a
+crowd that asks for what takes long does not keep those waiting who ask for little. The engine bounds what waits here:
+one visit's messages, or the requests in one read.
 """
 
 import asyncio
@@ -14,15 +15,17 @@ from typing import Any, Final, Protocol
 
 from fastpresence._native.engine import Engine
 
-__all__ = ["ANSWERS", "LONG", "PIPELINED", "Backlog"]
+__all__ = ["ANSWERS", "HEAVY", "LONG", "PIPELINED", "SLICE_S", "Backlog"]
 
 #: Bytes of answers that may wait for a connection before the next of its requests is put off.
 ANSWERS: Final = 65_536
 #: Bytes of an answer from which on that is looked at: of smaller ones a turn has not that many.
 LONG: Final = 2048
+#: Bytes of a message from which on the clock is looked at: shorter ones take microseconds.
+HEAVY: Final = 256
 #: HTTP requests of one connection in one turn.
 PIPELINED: Final = 16
-#: Seconds of a turn that are spent here.
+#: Seconds of a turn after which what may take long is put off, and seconds that are spent here.
 SLICE_S: Final = 0.01
 
 
@@ -85,11 +88,12 @@ class Backlog(dict[Owner, "deque[Any]"]):
             if items is None:
                 continue  # ended meanwhile
             did = True
-            while items:
+            while items and owner not in self:
                 self._carry_out(owner, items.popleft())
-                if owner in self:
-                    self[owner].extend(items)
-                    break
+                if items and self._loop.time() >= until_s:
+                    self.begin(owner)
+            if owner in self:
+                self[owner].extend(items)
             else:
                 self._engine.hold(owner.handle, False)
             if self._loop.time() >= until_s:

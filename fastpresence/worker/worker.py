@@ -27,7 +27,7 @@ from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
-from fastpresence.worker.backlog import PIPELINED, Backlog
+from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
 from fastpresence.worker.limits import Guesses, RateLimit
@@ -128,6 +128,7 @@ class Worker:
         self.draining = False
         self._refused = {"refused": 0, "crowded": 0}  # newcomers that the log was told of
         self._refused_next_s = 0.0
+        self._turn_until_s = 0.0  # monotonic; 0: nobody has looked in this turn
         self.errors: dict[str, int] = {}
         self._empty_rooms: list[Room] = []
 
@@ -172,6 +173,8 @@ class Worker:
                         pass
                     elif backlog and owner in backlog:
                         backlog.add(owner, (kind, data))
+                    elif len(data) >= HEAVY and self._is_late():
+                        backlog.begin(owner, (kind, data))
                     else:
                         owner.on_message(kind, data, now)
                 elif kind == native.REQUEST:
@@ -187,6 +190,17 @@ class Worker:
                 LOG.exception("fault")
                 self._fail(owner, what, now)
         self.flusher.touch()
+
+    def _is_late(self) -> bool:
+        """Whether this turn of the loop has taken long enough. The first to ask in a turn begins it."""
+        now_s = time.monotonic()
+        if self._turn_until_s == 0.0:
+            self._turn_until_s = now_s + SLICE_S
+            self.loop.call_soon(self._next_turn)
+        return now_s > self._turn_until_s
+
+    def _next_turn(self) -> None:
+        self._turn_until_s = 0.0
 
     def _carry_out(self, owner: Any, item: Any) -> None:
         """What was put off: a message of a peer, a request of an HTTP client."""
@@ -249,7 +263,10 @@ class Worker:
         except HttpError as error:
             self._reject(handle, error)
         else:
-            self._answer_all(owner, requests, now)
+            if self._is_late():
+                self.backlog.begin(owner, requests)
+            else:
+                self._answer_all(owner, requests, now)
 
     def _answer_all(self, client: HttpClient, requests: list[Request], now: Now) -> None:
         """Requests of one connection in order: so many in this turn, the others later."""

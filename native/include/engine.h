@@ -32,7 +32,8 @@ enum {
     FP_EVENTS = 64,               /* ready sockets a call */
     FP_ACCEPTS = 64,              /* new connections a call */
     FP_READ = 65536,              /* bytes of one read in the middle of a message */
-    FP_READ_FIRST = 16384,        /* and between messages */
+    FP_READ_FIRST = 16384,        /* between messages */
+    FP_READ_HTTP = 2048,          /* before there are any: a request or two */
     FP_VISIT_MESSAGES = 64,       /* messages that go up of one connection in one turn */
     FP_VISIT_BYTES = 4096,        /* and when they have so many bytes, none follows; what is left waits its turn */
     FP_FIRST = 256,               /* connections, memberships and pieces that there is room for at first */

@@ -573,7 +573,7 @@ static void take(fp_engine *engine, fp_conn *conn, size_t size)
 
 static void read_ready(fp_engine *engine, fp_conn *conn)
 {
-    size_t room = conn->stream || conn->state == FP_LINGER ? FP_READ : FP_READ_FIRST;
+    size_t room = conn->state == FP_HTTP ? FP_READ_HTTP : conn->stream || conn->state == FP_LINGER ? FP_READ : FP_READ_FIRST;
     ssize_t size = recv(conn->fd, engine->read_buffer, room, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return;
