@@ -66,6 +66,7 @@ class Flusher:
         self._loop = loop
         self._engine = engine
         self._service = service
+        self._counter = service.roster.counter
         self._epoch = epoch
         self._window_s = window_ms / 1000
         self._public = public_audience
@@ -77,7 +78,7 @@ class Flusher:
 
     def touch(self) -> None:
         """Something may have changed in this turn: tell it now, or as soon as the window allows."""
-        if self._running or self._timer is not None or self._service.version == self.told:
+        if self._counter.version == self.told or self._running or self._timer is not None:
             return
         if self._loop.time() >= self._next_s:
             self._begin()
