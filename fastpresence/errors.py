@@ -19,7 +19,9 @@ __all__ = [
     "TokenError",
     "TooMany",
     "Unavailable",
+    "UnknownCall",
     "UnknownType",
+    "UserBusy",
     "UserOffline",
 ]
 
@@ -75,8 +77,20 @@ class UserOffline(RequestError):
     code = "user_offline"
 
 
+class UserBusy(RequestError):
+    """The called user's status is busy."""
+
+    code = "user_busy"
+
+
+class UnknownCall(RequestError):
+    """There is no such call, it is another's, or it is past what was asked of it."""
+
+    code = "unknown_call"
+
+
 class TooMany(RequestError):
-    """Over the connection's limit of watches or rooms."""
+    """Over a limit of watches, rooms, sessions or calls."""
 
     code = "too_many"
 

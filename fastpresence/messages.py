@@ -21,6 +21,10 @@ DeviceId = Annotated[str, Meta(min_length=1, max_length=64)]
 UserIds = Annotated[list[UserId], Meta(min_length=1, max_length=1000)]
 RoomIds = Annotated[list[RoomId], Meta(min_length=1, max_length=1000)]
 Text = Annotated[str, Meta(min_length=1, max_length=8192)]
+CallId = Annotated[str, Meta(min_length=1, max_length=64)]
+#: What the two ends of a call say to each other to find their media connection; opaque here.
+SignalData = Annotated[str, Meta(max_length=16_384)]
+EndReason = Literal["hangup", "timeout", "offline", "busy"]
 #: Any text: one that is no cursor of ours is answered with everything, never with an error.
 Cursor = str
 
@@ -101,6 +105,46 @@ class SendMessage(Request, tag="message", frozen=True, gc=False):
     to_user_id: UserId
     message: Text
     from_user_id: str | None = None
+
+
+class Call(Request, tag="call", frozen=True, gc=False):
+    """Rings every session of a user."""
+
+    call_id: CallId  #: the caller's own name for it; nobody else's call may have it
+    to_user_id: UserId
+    video: bool
+    audio: bool
+
+
+class CallAccept(Request, tag="call_accept", frozen=True, gc=False):
+    """The called user takes the call, on this device."""
+
+    call_id: CallId
+
+
+class CallReject(Request, tag="call_reject", frozen=True, gc=False):
+    """The called user does not."""
+
+    call_id: CallId
+
+
+class CallCancel(Request, tag="call_cancel", frozen=True, gc=False):
+    """The caller has thought better of it."""
+
+    call_id: CallId
+
+
+class CallEnd(Request, tag="call_end", frozen=True, gc=False):
+    """Either side hangs up."""
+
+    call_id: CallId
+
+
+class CallSignal(Request, tag="call_signal", frozen=True, gc=False):
+    """Something for the call's other side."""
+
+    call_id: CallId
+    data: SignalData
 
 
 class TokenRefresh(Request, tag="token_refresh", frozen=True, gc=False):
@@ -188,6 +232,45 @@ class Message(Struct, tag="message", frozen=True, gc=False):
     timestamp: int
 
 
+class CallFrame(Struct, frozen=True, gc=False):
+    """What every frame about a call says: which, who moved it, and whom that concerns."""
+
+    call_id: str
+    from_user_id: str
+    to_user_id: str
+    video: bool
+    audio: bool
+    timestamp: int
+
+
+class CallRinging(CallFrame, tag="call", frozen=True, gc=False):
+    """Somebody calls this user."""
+
+
+class CallAccepted(CallFrame, tag="call_accept", frozen=True, gc=False):
+    """The called user took the call: to the caller, and to the other devices, which stop ringing."""
+
+
+class CallRejected(CallFrame, tag="call_reject", frozen=True, gc=False):
+    """He did not: to the same."""
+
+
+class CallCancelled(CallFrame, tag="call_cancel", frozen=True, gc=False):
+    """The caller took it back."""
+
+
+class CallEnded(CallFrame, tag="call_end", frozen=True, gc=False):
+    """It is over: the other side hung up, or why else."""
+
+    reason: EndReason
+
+
+class CallSignalled(CallFrame, tag="call_signal", frozen=True, gc=False):
+    """Something from the call's other side."""
+
+    data: str
+
+
 class TokenExpiring(Struct, tag="token_expiring", frozen=True, gc=False):
     """60 s before the token runs out."""
 
@@ -201,5 +284,19 @@ class Draining(Struct, tag="draining", frozen=True, gc=False):
 
 
 ServerFrame = (
-    Welcome | Ack | Error | HeartbeatAck | UserOnlineStatus | RoomOccupancy | Message | TokenExpiring | Draining
+    Welcome
+    | Ack
+    | Error
+    | HeartbeatAck
+    | UserOnlineStatus
+    | RoomOccupancy
+    | Message
+    | CallRinging
+    | CallAccepted
+    | CallRejected
+    | CallCancelled
+    | CallEnded
+    | CallSignalled
+    | TokenExpiring
+    | Draining
 )
