@@ -2,8 +2,9 @@
 
 Sans-IO: bytes in, structs out. A frame is four bytes of length (big-endian, unsigned) and one MessagePack map.
 
-    node:   Boot                 Reload                  Stop
-    worker:      Ready   Stats          Reloaded  Stats        (ends)
+    node:   Boot Revoked ...        Reload                  Stop
+    worker:                  Ready           Reloaded            (ends)
+    at any time after that: Stats by the worker, Revoke by either
 
 Both ends come from the same installation and trust each other; what is checked is checked against a mix-up. Either
 end takes the other's end of file for its death. The deltas of the relay will join `LinkFrame` here. May import
@@ -19,7 +20,20 @@ from msgspec import Struct
 from fastpresence.errors import PeerError
 from fastpresence.settings import Settings
 
-__all__ = ["MAX_FRAME", "Boot", "FrameReader", "LinkFrame", "Ready", "Reload", "Reloaded", "Stats", "Stop", "encode"]
+__all__ = [
+    "MAX_FRAME",
+    "Boot",
+    "FrameReader",
+    "LinkFrame",
+    "Ready",
+    "Reload",
+    "Reloaded",
+    "Revoke",
+    "Revoked",
+    "Stats",
+    "Stop",
+    "encode",
+]
 
 #: Bytes of one frame: far above a whole roster's page, far below what a length gone wrong would ask for.
 MAX_FRAME: Final = 16 * 1024 * 1024
@@ -33,6 +47,20 @@ class Boot(Struct, tag="boot", frozen=True):
     worker: int  #: from 0; the label of logs and metrics
     listener_fd: int  #: inherited, listening, non-blocking; the node keeps it open as well
     login_jwks: str | None = None  #: the text of `auth.login_jwks_file`: read and checked by the node
+
+
+class Revoked(Struct, tag="revoked", frozen=True):
+    """Node to worker, after Boot: what was revoked so far, in pages. There is always one; the last says so."""
+
+    entries: list[tuple[str, int]]  #: user id, and up to and including which Unix second
+    is_last: bool
+
+
+class Revoke(Struct, tag="revoke", frozen=True, gc=False):
+    """Worker to node, which tells all the others: this user's tokens stopped working."""
+
+    user_id: str
+    before: int  #: those that were issued up to and including this Unix second
 
 
 class Reload(Struct, tag="reload", frozen=True):
@@ -70,7 +98,7 @@ class Stats(Struct, tag="stats", frozen=True, gc=False):
     users: int  #: present ones
 
 
-LinkFrame = Boot | Ready | Reload | Reloaded | Stop | Stats
+LinkFrame = Boot | Ready | Reload | Reloaded | Revoke | Revoked | Stop | Stats
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(LinkFrame).decode

@@ -1,8 +1,9 @@
 """The node process: it opens the listening sockets, starts the workers, and outlives them.
 
-    open sockets -> start worker -> Boot -> Ready -> (all: `listening`)
-                       ^                      |
-                       +---- back-off <---- died                    SIGTERM: Stop -> wait -> kill -> end
+    open sockets -> start worker -> Boot, Revoked -> Ready -> (all: `listening`)
+                       ^                               |
+                       +-------- back-off <--------- died           SIGTERM: Stop -> wait -> kill -> end
+    Revoke of one worker -> remembered for those that start later, told to all others
     SIGHUP: read the settings again -> bad: one line in the log, everything as it was
                                     -> good: Reload -> Reloaded of each worker
 
@@ -28,9 +29,22 @@ from typing import Final
 import uvloop
 
 from fastpresence.errors import PeerError, SettingsError, StartError
-from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Stats, Stop, encode
+from fastpresence.link import (
+    Boot,
+    FrameReader,
+    LinkFrame,
+    Ready,
+    Reload,
+    Reloaded,
+    Revoke,
+    Revoked,
+    Stats,
+    Stop,
+    encode,
+)
 from fastpresence.logs import event, set_level
 from fastpresence.settings import Settings, changed, replaceable
+from fastpresence.tokens import Revocations
 
 __all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
 
@@ -48,6 +62,10 @@ LINGER_TIME: Final = 5.0
 LAST_WORDS: Final = 1.0
 #: Seconds in which every worker answers a Reload.
 RELOAD_TIME: Final = 10.0
+#: Bytes that wait for a worker that does not read its link before it is replaced; its successor is told everything.
+UNREAD: Final = 8 * 1024 * 1024
+#: Revocations in one frame: about two milliseconds, and 300 KB.
+REVOKED_PAGE: Final = 5_000
 #: What belongs to the node or its sockets: a new worker does not bring it.
 OF_THE_NODE: Final = ("server.host", "server.port", "server.workers", "redis.", "database.", "admin.", "log.format")
 
@@ -200,8 +218,19 @@ class Worker:
         return worker
 
     def send(self, frame: LinkFrame) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(encode(frame))
+        if self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > UNREAD:
+            event(LOG, logging.ERROR, "worker does not read", worker=self.number, pid=self.pid)
+            self.kill()
+            self._writer.transport.abort()
+            return
+        self._writer.write(encode(frame))
+
+    async def drained(self) -> None:
+        """Wait until it has read most of what it was sent; or has ended."""
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
 
     async def receive(self) -> list[LinkFrame] | None:
         """The next frames; None at the end of the link."""
@@ -256,6 +285,7 @@ class Supervisor:
         self._stop_asked = asyncio.Event()
         self._is_forced = False
         self._port = 0
+        self._revocations = Revocations()
         self.restarts = 0
 
     async def run(self) -> int:
@@ -298,12 +328,14 @@ class Supervisor:
                 worker.kill()
             elif self._stop_asked.is_set():
                 worker.send(self._last_order())
+            briefing = asyncio.create_task(self._tell_revoked(worker))
             try:
                 await self._listen_to(worker)
             except BaseException:
                 worker.kill()
                 raise
             finally:
+                briefing.cancel()
                 status = await worker.gone()
                 del self._workers[number]
                 self._look_who_reloaded()
@@ -338,6 +370,8 @@ class Supervisor:
                             self._tell_counts()
                         elif isinstance(frame, Reloaded):
                             self._has_reloaded(worker, frame)
+                        elif isinstance(frame, Revoke):
+                            self._revoke(worker, frame)
         except TimeoutError:
             event(LOG, logging.ERROR, "worker not ready", worker=worker.number, pid=worker.pid, waited_s=READY_TIME)
             worker.kill()
@@ -359,6 +393,23 @@ class Supervisor:
             self._tell_counts()
             if self._on_listening:
                 self._on_listening(self._port)
+
+    def _revoke(self, worker: Worker, frame: Revoke) -> None:
+        self._revocations.add(frame.user_id, frame.before, int(time.time()))
+        for other in self._workers.values():
+            if other is not worker:
+                other.send(frame)
+
+    async def _tell_revoked(self, worker: Worker) -> None:
+        """What was revoked before its time, in pages. What is revoked meanwhile it hears as everybody does."""
+        users = self._revocations.users()
+        for at in range(0, max(1, len(users)), REVOKED_PAGE):
+            page = users[at : at + REVOKED_PAGE]
+            known = ((user_id, self._revocations.before(user_id)) for user_id in page)
+            entries = [(user_id, before) for user_id, before in known if before is not None]
+            worker.send(Revoked(entries, is_last=at + REVOKED_PAGE >= len(users)))
+            await worker.drained()
+            await asyncio.sleep(0)
 
     def _tell_counts(self) -> None:
         connections = sum(worker.stats.connections for worker in self._workers.values())

@@ -1,6 +1,6 @@
 """The worker process: its loop, its listener, its link to the node.
 
-    node --Boot--> Worker, Ready --> ... Stats, Reload, Reloaded ... --Stop--> drain --> end
+    node --Boot, Revoked--> Worker, Ready --> ... Stats, Reload, Reloaded, Revoke ... --Stop--> drain --> end
 
 A worker that loses its link ends at once: nobody would start it again or hold its port.
 """
@@ -11,14 +11,18 @@ import gc
 import os
 import socket
 import sys
-from typing import Any, Final
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
 
 import uvloop
 
 from fastpresence.errors import PeerError
-from fastpresence.link import Boot, FrameReader, Ready, Reload, Reloaded, Stats, Stop, encode
+from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Revoke, Revoked, Stats, Stop
 from fastpresence.logs import setup
 from fastpresence.worker.drain import drain
+from fastpresence.worker.uplink import Uplink
 from fastpresence.worker.worker import Worker
 
 __all__ = ["main", "serve"]
@@ -29,19 +33,20 @@ STATS_EVERY_S: Final = 2.0
 async def serve(link: socket.socket) -> None:
     """Be a worker, from the node's Boot to its Stop or its end."""
     loop = asyncio.get_running_loop()
-    reader = FrameReader()
-    waiting: list[Any] = []
-    while not waiting:
-        data = await loop.sock_recv(link, 65_536)
-        if not data:
-            return
-        waiting += reader.feed(data)
-    boot = waiting.pop(0)
+    node = _Node(loop, link)
+    boot = await node.next()
+    if boot is None:
+        return
     if not isinstance(boot, Boot):
         raise PeerError("the node's first word was no Boot")
     stop_logs = setup(boot.settings.log.level, boot.settings.log.format, worker=boot.worker)
+    uplink = Uplink(loop, link)
+    tasks = [loop.create_task(uplink.run())]
     try:
         worker = Worker(boot.settings, boot.worker, loop, login_jwks=boot.login_jwks)
+        worker.tell_node = uplink.tell
+        if not await _learn_revoked(worker, node):
+            return
         # Full collections would stop the loop for as long as all peers together take to visit; peers make no cycles.
         gc.collect()
         gc.freeze()
@@ -49,26 +54,64 @@ async def serve(link: socket.socket) -> None:
         worker.start(boot.listener_fd)
         with socket.socket(fileno=os.dup(boot.listener_fd)) as listener:
             port = listener.getsockname()[1]
-        await loop.sock_sendall(link, encode(Ready(port, os.getpid())))
-        stats = loop.create_task(_tell_stats(worker, link))
+        uplink.tell(Ready(port, os.getpid()))
+        tasks.append(loop.create_task(_tell_stats(worker, uplink)))
         try:
-            while True:
-                for frame in waiting:
-                    if isinstance(frame, Stop):
-                        await drain(worker, frame.drain_time)
-                        return
-                    if isinstance(frame, Reload):
-                        await loop.sock_sendall(link, encode(_reload(worker, frame)))
-                data = await loop.sock_recv(link, 65_536)
-                if not data:
-                    return  # the node is gone: nobody would start us again or hold our port
-                waiting = list(reader.feed(data))
+            while (frame := await node.next()) is not None:  # else nobody would start us again or hold our port
+                if isinstance(frame, Stop):
+                    await drain(worker, frame.drain_time)
+                    await uplink.finish()
+                    return
+                if isinstance(frame, Reload):
+                    uplink.tell(_reload(worker, frame))
+                elif isinstance(frame, Revoke):
+                    worker.on_revoked(frame.user_id, frame.before)
         finally:
-            stats.cancel()
             loop.remove_reader(worker.engine.fileno())
             worker.engine.close_all()
     finally:
+        for task in tasks:
+            task.cancel()
         stop_logs()
+
+
+class _Node:
+    """The node's words, one after the other."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: socket.socket) -> None:
+        self._loop = loop
+        self._link = link
+        self._reader = FrameReader()
+        self._waiting: deque[LinkFrame] = deque()
+
+    async def next(self) -> LinkFrame | None:
+        """The next frame; None at the end of the link."""
+        while not self._waiting:
+            data = await self._loop.sock_recv(self._link, 65_536)
+            if not data:
+                return None
+            self._waiting.extend(self._reader.feed(data))
+        return self._waiting.popleft()
+
+    def put_back(self, frames: Sequence[LinkFrame]) -> None:
+        """They come next, in this order."""
+        self._waiting.extendleft(reversed(frames))
+
+
+async def _learn_revoked(worker: Worker, node: _Node) -> bool:
+    """Take in what was revoked before this worker's time; False when the link ended. All else can wait."""
+    others: list[LinkFrame] = []
+    while (frame := await node.next()) is not None:
+        if not isinstance(frame, Revoked):
+            others.append(frame)
+            continue
+        now = int(time.time())
+        for user_id, before in frame.entries:
+            worker.revocations.add(user_id, before, now)
+        if frame.is_last:
+            node.put_back(others)
+            return True
+    return False
 
 
 def _reload(worker: Worker, frame: Reload) -> Reloaded:
@@ -79,11 +122,10 @@ def _reload(worker: Worker, frame: Reload) -> Reloaded:
     return Reloaded(frame.generation)
 
 
-async def _tell_stats(worker: Worker, link: socket.socket) -> None:
+async def _tell_stats(worker: Worker, uplink: Uplink) -> None:
     while True:
         await asyncio.sleep(STATS_EVERY_S)
-        stats = Stats(connections=worker.engine.stats()["connections"], users=worker.users)
-        await worker.loop.sock_sendall(link, encode(stats))
+        uplink.offer(Stats(connections=worker.engine.stats()["connections"], users=worker.users))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from fastpresence._native import engine as native
@@ -19,6 +19,7 @@ from fastpresence._native.wheel import Wheel
 from fastpresence.codec import Codec
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
+from fastpresence.link import LinkFrame
 from fastpresence.logs import Repeats, event, set_level
 from fastpresence.messages import SNAPSHOT_PAGE, HeartbeatAck, Message, StatusEntry, UserOnlineStatus
 from fastpresence.presence.audience import Room
@@ -26,7 +27,7 @@ from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor,
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
-from fastpresence.tokens import ApiKeys, LoginKeys, TokenKeys
+from fastpresence.tokens import ApiKeys, LoginKeys, Revocations, TokenKeys
 from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import Accepted, Origins, accept
@@ -74,6 +75,9 @@ class Worker:
         self.loop = loop
         presence, limits = settings.presence, settings.limits
         self.epoch = secrets.token_hex(6)
+        #: Says something to the node; whoever has no node says it to nobody.
+        self.tell_node: Callable[[LinkFrame], None] = lambda frame: None
+        self.revocations = Revocations()  #: the node tells all of them before this worker listens
         self.keys = TokenKeys(settings.auth.token_keys)
         self.rate_limit = RateLimit(limits.rate, limits.burst)
         self.engine = Engine(
@@ -145,6 +149,10 @@ class Worker:
         self.settings, self.keys, self._origins = settings, keys, Origins(server.allowed_origins)
         self._routes.renew(settings, keys, ApiKeys(auth.api_keys), login_keys)
         set_level(settings.log.level)
+
+    def on_revoked(self, user_id: str, before: int) -> None:
+        """Another worker revoked the user's tokens that were issued up to and including this Unix second."""
+        self.revocations.add(user_id, before, int(time.time()))
 
     @staticmethod
     def now() -> Now:

@@ -5,12 +5,28 @@ import struct
 import pytest
 
 from fastpresence.errors import PeerError
-from fastpresence.link import MAX_FRAME, Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Stats, Stop, encode
+from fastpresence.link import (
+    MAX_FRAME,
+    Boot,
+    FrameReader,
+    LinkFrame,
+    Ready,
+    Reload,
+    Reloaded,
+    Revoke,
+    Revoked,
+    Stats,
+    Stop,
+    encode,
+)
 from fastpresence.settings import AuthSettings, Settings, TokenKey
 
 FRAMES: list[LinkFrame] = [
     Boot(Settings(auth=AuthSettings(token_keys=(TokenKey("k", "s" * 16),))), worker=0, listener_fd=5),
     Ready(port=8080, pid=123),
+    Revoked([("kol_1", 1_700_000_000), ("user_2", 1_700_000_001)], is_last=False),
+    Revoked([], is_last=True),
+    Revoke("user_3", before=1_700_000_002),
     Reload(3, Settings(auth=AuthSettings(login_jwks_file="f")), '{"keys": []}'),
     Reloaded(3),
     Reloaded(4, "a problem"),

@@ -34,9 +34,10 @@ from fastpresence.logs import setup
 from fastpresence.node import supervisor
 from fastpresence.node.supervisor import Supervisor
 from fastpresence.settings import ServerSettings, Settings
-argv, drain_time, is_dev, reads = json.loads(sys.argv[1])
+argv, drain_time, is_dev, reads, workers = json.loads(sys.argv[1])
 stop = setup("debug", "json")
 supervisor.RELOAD_TIME = 0.5
+supervisor.UNREAD = 200_000
 def settings_of(**server):
     return Settings(server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}))
 settings = settings_of()
@@ -46,7 +47,9 @@ def read_again():
     return settings_of(**reads.pop(0)), None
 async def main():
     again = None if reads is None else read_again
-    return await Supervisor(settings, argv=argv, is_dev=is_dev, read_again=again).run()
+    node = Supervisor(settings, argv=argv, is_dev=is_dev, read_again=again)
+    node._count = workers
+    return await node.run()
 status = uvloop.run(main())
 stop()
 sys.exit(status)
@@ -63,9 +66,10 @@ class Node:
         is_dev: bool = False,
         reads: list[dict[str, Any]] | None = None,  # what it finds at each SIGHUP, in server.*
         env: dict[str, str] | None = None,
+        workers: int = 1,
     ):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads])],
+            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads, workers])],
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         )
@@ -248,6 +252,50 @@ def test_a_worker_that_talks_nonsense_is_replaced(start: Start) -> None:
 def test_a_worker_that_closed_its_link_and_stays_is_killed(start: Start) -> None:
     node = start("closed")
     assert node.event("worker died")["signal"] == "SIGKILL"
+
+
+# Revocations.
+
+
+def revoked_at(port: int, pid: int, wanted: set[str]) -> None:
+    """Waits until the worker of that pid, one of those at the port, was told of these."""
+    until = time.monotonic() + DEADLINE
+    while True:
+        answer = json.loads(ask(port))
+        assert str(answer["pid"]) not in answer["revoked"]
+        if answer["pid"] == pid and wanted <= set(answer["revoked"]):
+            return
+        assert time.monotonic() < until, answer
+
+
+def test_what_one_worker_revokes_all_the_others_are_told_and_it_is_not_told_again(start: Start) -> None:
+    node = start("revoke", workers=3)
+    pids = [node.event("worker started")["pid"] for _ in range(3)]
+    port = node.event("listening")["port"]
+    for pid in pids:
+        revoked_at(port, pid, {str(other) for other in pids if other != pid})
+
+
+def test_a_worker_is_told_what_was_revoked_before_its_time(start: Start) -> None:
+    node = start("revoke")
+    pids = [node.event("worker started")["pid"]]
+    port = node.event("listening")["port"]
+    revoked_at(port, pids[0], set())
+    for _ in range(2):
+        os.kill(pids[-1], signal.SIGKILL)
+        pids.append(node.event("worker started")["pid"])
+        revoked_at(port, pids[-1], {str(pid) for pid in pids[:-1]})
+
+
+def test_a_worker_that_does_not_read_is_replaced_before_much_waits_for_it_and_the_others_live(start: Start) -> None:
+    node = start("flood", workers=2)
+    born = {event["worker"]: event["pid"] for event in (node.event("worker started") for _ in range(2))}
+    blind = node.event("worker does not read")
+    assert (blind["worker"], blind["pid"]) == (1, born[1])
+    died = node.event("worker died")
+    assert (died["pid"], died["signal"]) == (born[1], "SIGKILL")
+    assert node.event("worker started")["worker"] == 1
+    os.kill(born[0], 0)
 
 
 def test_a_workers_environment_holds_neither_secrets_nor_the_managers_socket(start: Start, tmp_path: Path) -> None:
