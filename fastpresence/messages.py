@@ -162,6 +162,12 @@ ClientFrame = (
     | Subscribe
     | Unsubscribe
     | SendMessage
+    | Call
+    | CallAccept
+    | CallReject
+    | CallCancel
+    | CallEnd
+    | CallSignal
     | TokenRefresh
 )
 

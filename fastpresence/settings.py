@@ -151,6 +151,7 @@ class LimitsSettings(_Section, frozen=True):
     connect_timeout: Seconds = 10  #: a handshake or an HTTP request must be complete by then
     watches: Count = 5000  #: for one connection
     rooms: Count = 50  #: for one connection
+    sessions: Count = 100  #: of one user
     rate: Annotated[float, Meta(gt=0, le=1_000_000)] = 50  #: frames a second, for one connection
     burst: Count = 100  #: frames
     send_buffer: Annotated[int, Meta(ge=4608, le=67_108_864)] = 131_072  #: of the socket: what a slow reader may cost

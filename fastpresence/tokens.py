@@ -37,7 +37,7 @@ from joserfc.jwk import ECKey, GuestProtocol, Key, OctKey, RSAKey
 from joserfc.jws import JWSRegistry, deserialize_compact, serialize_compact
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from fastpresence.errors import StartError, TokenError
+from fastpresence.errors import Forbidden, StartError, TokenError
 from fastpresence.messages import RoomId, UserId
 from fastpresence.settings import MIN_SECRET, AuthSettings, TokenKey
 
@@ -50,6 +50,7 @@ __all__ = [
     "LoginClaims",
     "LoginKeys",
     "Revocations",
+    "Rights",
     "TokenKeys",
 ]
 
@@ -74,6 +75,33 @@ class Claims(Struct, frozen=True, gc=False):
     issued_at: int
     expires_at: int
     token_id: str
+    watch: tuple[str, ...] | Literal["*"] = "*"  #: whom its user may ask for by name
+    rooms: tuple[str, ...] | Literal["*"] = "*"  #: which rooms he may join, besides `room`
+
+
+class Rights(Struct, frozen=True):
+    """What a token that does not allow everything does allow."""
+
+    watch: frozenset[str] | None  #: None: anybody
+    rooms: frozenset[str] | None  #: None: any room
+
+    @classmethod
+    def of(cls, claims: Claims) -> "Rights | None":
+        """None for a token that allows everything. Everybody may ask for himself, and join the token's room."""
+        if claims.watch == "*" and claims.rooms == "*":
+            return None
+        own_room = () if claims.room is None else (claims.room,)
+        return cls(
+            None if claims.watch == "*" else frozenset((*claims.watch, claims.user_id)),
+            None if claims.rooms == "*" else frozenset((*claims.rooms, *own_room)),
+        )
+
+    def check(self, user_ids: Iterable[str], rooms: Iterable[str]) -> None:
+        """Raises Forbidden for what is not among it."""
+        if self.watch is not None and not self.watch.issuperset(user_ids):
+            raise Forbidden("user_ids: the token does not allow all of them")
+        if self.rooms is not None and not self.rooms.issuperset(rooms):
+            raise Forbidden("rooms: the token does not allow all of them")
 
 
 class _Payload(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -86,6 +114,8 @@ class _Payload(Struct, frozen=True, gc=False, omit_defaults=True):
     jti: Annotated[str, Meta(max_length=128)]
     room: RoomId | None = None
     nbf: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    watch: tuple[UserId, ...] | Literal["*"] = "*"
+    rooms: tuple[RoomId, ...] | Literal["*"] = "*"
 
 
 _encode = msgspec.json.Encoder().encode
@@ -95,20 +125,41 @@ _decode = msgspec.json.Decoder(_Payload).decode
 class TokenKeys:
     """The ring of keys that tokens are signed with: the first signs, all verify."""
 
-    def __init__(self, keys: Sequence[TokenKey]) -> None:
+    def __init__(self, keys: Sequence[TokenKey], revocations: "Revocations | None" = None) -> None:
         if not keys:
             raise ValueError("a ring needs a key")
+        self._revocations = Revocations() if revocations is None else revocations
         self._ring = {key.kid: OctKey.import_key(key.secret) for key in keys}
         self._signer = keys[0].kid
         self._registry = JWSRegistry(algorithms=ALGORITHMS)
 
-    def issue(self, user_id: str, user_type: str, *, room: str | None, expire_time: int, now: int) -> tuple[str, int]:
+    def issue(
+        self,
+        user_id: str,
+        user_type: str,
+        *,
+        room: str | None,
+        expire_time: int,
+        now: int,
+        watch: tuple[str, ...] | Literal["*"] = "*",
+        rooms: tuple[str, ...] | Literal["*"] = "*",
+    ) -> tuple[str, int]:
         """A token that is good for `expire_time` seconds, and when it runs out (Unix epoch, seconds).
 
-        The caller has checked the names; one that `verify` would refuse raises TokenError here.
+        `watch` and `rooms`: see Claims. The caller has checked the names; a token that `verify` would refuse raises
+        TokenError here.
         """
         payload = _encode(
-            _Payload(user_id, user_type, iat=now, exp=now + expire_time, jti=secrets.token_urlsafe(12), room=room)
+            _Payload(
+                user_id,
+                user_type,
+                iat=now,
+                exp=now + expire_time,
+                jti=secrets.token_urlsafe(12),
+                room=room,
+                watch=watch,
+                rooms=rooms,
+            )
         )
         try:
             _decode(payload)
@@ -116,6 +167,8 @@ class TokenKeys:
             raise TokenError(f"no such token can be issued: {error}") from None
         header = {"alg": ALGORITHMS[0], "typ": "JWT", "kid": self._signer}
         token = serialize_compact(header, payload, self._ring[self._signer], registry=self._registry)
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenError(f"no such token can be issued: over {MAX_TOKEN_LENGTH} characters")
         return token, now + expire_time
 
     def verify(self, token: str | bytes, *, now: int) -> Claims:
@@ -141,7 +194,9 @@ class TokenKeys:
             raise TokenError("the token has expired")
         if said.iat > now + LEEWAY or said.nbf > now + LEEWAY:
             raise TokenError("the token is not valid yet")
-        return Claims(said.sub, said.typ, said.room, said.iat, said.exp, said.jti)
+        if self._revocations.is_revoked(said.sub, said.iat):
+            raise TokenError("the token was revoked")
+        return Claims(said.sub, said.typ, said.room, said.iat, said.exp, said.jti, said.watch, said.rooms)
 
     def _find(self, signature: GuestProtocol) -> OctKey:
         kid = signature.headers().get("kid")
@@ -233,6 +288,7 @@ class LoginClaims(Struct, frozen=True, gc=False):
     user_id: str  #: as the token writes it: it need not be a user id of ours
     user_type: str
     rooms: tuple[str, ...] | Literal["*"]
+    watch: tuple[str, ...] | Literal["*"] = "*"
 
     def may_join(self, room: str) -> bool:
         """Whether the application lets its user into this room."""
@@ -273,6 +329,7 @@ class _LoginPayload(Struct, frozen=True, gc=False):
     aud: str | list[str] | UnsetType = UNSET
     user_type: str = "user"
     rooms: tuple[str, ...] | Literal["*"] = ()
+    watch: tuple[str, ...] | Literal["*"] = "*"
 
 
 class _Jwk(Struct, frozen=True):
@@ -364,7 +421,7 @@ class LoginKeys:
         if said.iat > now + LEEWAY or said.nbf > now + LEEWAY:
             raise TokenError("the login token is not valid yet")
         self._check_audience(said.aud)
-        return LoginClaims(said.sub, said.user_type, said.rooms)
+        return LoginClaims(said.sub, said.user_type, said.rooms, said.watch)
 
     def _candidates(self, head: str) -> list[_LoginKey]:
         """The keys that this header may have been signed with: by its `kid`, or all that have none."""

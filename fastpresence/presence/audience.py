@@ -14,10 +14,12 @@ subscribers is dropped. Bounds on watches and rooms are the caller's. Driven by 
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable
 
+from msgspec import Struct
+
 from fastpresence.presence.roster import UNLISTED, Counter, Record, View, drop_share
 from fastpresence.presence.sessions import Now, Session
 
-__all__ = ["Audience", "Room", "RoomMember"]
+__all__ = ["Audience", "Room", "RoomDelta", "RoomMember"]
 
 
 class RoomMember:
@@ -34,25 +36,50 @@ class RoomMember:
 class Room:
     """A roster of its own, stamped by the process's counter."""
 
-    __slots__ = ("audience", "members", "name", "shown", "subscribers", "version")
+    __slots__ = (
+        "audience",
+        "crowded",
+        "members",
+        "name",
+        "shown",
+        "subscribers",
+        "tell_again_s",
+        "told_count",
+        "version",
+    )
 
     def __init__(self, name: str, counter: Counter) -> None:
         self.name = name
         self.members: View[RoomMember] = View(counter, floor=counter.version)
         self.shown = 0  #: members that have not left
+        self.crowded = False  #: told as a number; settled at each flush, and with hysteresis
         self.subscribers: set[Hashable] = set()
         self.version = UNLISTED  #: of the latest change of any member
-        self.audience: int | None = None  #: the worker's own: its native audience
+        # The worker's own.
+        self.audience: int | None = None  #: its native audience
+        self.told_count: int | None = None  #: of a crowded room: the last count that was told
+        self.tell_again_s = 0.0  #: and when the next may be
+
+
+class RoomDelta(Struct, frozen=True):
+    """What there is to tell of one room: how many are in it, or who changed."""
+
+    room: Room
+    members: list[RoomMember]  #: none of a crowded room; oldest change first
+    full: bool = False  #: it was crowded until now: these are all
 
 
 class Audience:
-    """All rooms and watches of one process."""
+    """All rooms and watches of one process. `roster_limit`: members of a room that are told by name."""
 
-    def __init__(self, counter: Counter, retention_ms: int) -> None:
+    def __init__(self, counter: Counter, retention_ms: int, roster_limit: int) -> None:
         self.rooms: View[Room] = View(counter)
         self.watchers: dict[str, set[Hashable]] = {}
         self._counter = counter
         self._retention_ms = retention_ms
+        self._roster_limit = roster_limit
+        #: A crowded room has a roster again at a tenth less, so that one who comes and goes does not flip it.
+        self._roster_again = roster_limit * 9 // 10
         self._left: OrderedDict[RoomMember, tuple[int, Room]] = OrderedDict()  # -> when to drop it (monotonic ms)
         self._watched_by: dict[Hashable, set[str]] = {}
         self._subscribed_by: dict[Hashable, set[str]] = {}
@@ -190,6 +217,33 @@ class Audience:
         room.subscribers.remove(connection)
         self._drop_if_empty(room)
         return room
+
+    def changed_rooms(self, since: int) -> list[RoomDelta]:
+        """What subscribers have to be told of what changed after `since`, the version of the last flush."""
+        deltas: list[RoomDelta] = []
+        for room in self.rooms.newer_than(since):
+            turned = self._settle(room)
+            if not room.subscribers:
+                continue
+            if room.crowded:
+                deltas.append(RoomDelta(room, []))
+            elif turned:
+                members = [member for member in room.members.newer_than(UNLISTED) if not member.left]
+                deltas.append(RoomDelta(room, members, full=True))
+            else:
+                deltas.append(RoomDelta(room, room.members.newer_than(since)))
+        return deltas
+
+    def _settle(self, room: Room) -> bool:
+        """Whether the room is crowded; True when it was until now. Cursors from before that have missed too much."""
+        if not room.crowded:
+            room.crowded = room.shown > self._roster_limit
+            return False
+        if room.shown > self._roster_again:
+            return False
+        room.crowded = False
+        room.members.floor = max(room.members.floor, self._counter.version)
+        return True
 
     def rooms_of(self, connection: Hashable) -> Collection[str]:
         """Names of the rooms that the connection subscribes to."""

@@ -38,6 +38,7 @@ __all__ = [
     "make_cursor",
     "read_cursor",
     "room_scope",
+    "union_scope",
     "watch_scope",
 ]
 
@@ -67,6 +68,8 @@ class Counter:
 
 #: Entries of a log that one move tidies: some 20 µs, where all of 100,000 users' would hold the loop up for many ms.
 _SLICE: Final = 256
+#: Entries of a log that a page looks at for each item it may have: more than half of a log is seldom dead.
+_STEPS: Final = 4
 
 
 def drop_share(waiting: int) -> int:
@@ -145,6 +148,29 @@ class View(dict[str, Item]):
         if version < self.floor or version > self._counter.version:
             return None
         return self.newer_than(version)
+
+    def page(self, after: int, until: int, limit: int) -> tuple[list[Item], int]:
+        """The next items that changed after `after` and not after `until`, oldest first, and the version to go on from.
+
+        At most `limit` items, and so many steps at most that no call takes long: where those ended before `until`,
+        there may be more behind that version, even if none was found. Says nothing of what was dropped.
+        """
+        start = bisect_right(self._stamps, after)
+        end = min(len(self._stamps), start + _STEPS * limit)
+        found: list[Item] = []
+        for at in range(start, end):
+            stamp = self._stamps[at]
+            if stamp > until:
+                break
+            item = self._items[at]
+            if item.version == stamp:
+                found.append(item)
+                if len(found) == limit:
+                    return found, stamp
+        else:
+            if end < len(self._stamps):
+                return found, self._stamps[end - 1]
+        return found, until
 
     def _tidy(self) -> None:
         """Cuts out what is dead: copies what lives, a slice with every move, so that no single one takes long."""
@@ -283,6 +309,8 @@ class Roster:
 
 PUBLIC_SCOPE: Final = "p"
 _VERSION: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
+#: The scope of a poll, which has the public users in it.
+_UNION: Final = re.compile(rf"\A([^~]*~){PUBLIC_SCOPE}\.[0-9a-f]{{16}}~", re.ASCII)
 
 
 def make_cursor(epoch: str, scope: str, version: int) -> str:
@@ -291,7 +319,9 @@ def make_cursor(epoch: str, scope: str, version: int) -> str:
 
 
 def read_cursor(text: str, epoch: str, scope: str) -> int | None:
-    """The version in a cursor of this epoch and scope; None for any other text."""
+    """The version in a cursor of this epoch and of this scope, or one that has all of it; None for any other text."""
+    if scope == PUBLIC_SCOPE:
+        text = _UNION.sub(rf"\1{PUBLIC_SCOPE}~", text, count=1)
     prefix = f"{epoch}~{scope}~"
     if not text.startswith(prefix) or not _VERSION.fullmatch(text, len(prefix)):
         return None
@@ -301,6 +331,16 @@ def read_cursor(text: str, epoch: str, scope: str) -> int | None:
 def room_scope(name: str) -> str:
     """One room's roster."""
     return "r" + blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def union_scope(rooms: Iterable[str], user_ids: Iterable[str]) -> str:
+    """The public users together with these rooms and watched users, as polls see them."""
+    if not rooms and not user_ids:
+        return PUBLIC_SCOPE
+    total = 0
+    for name in {*(f"r{room}" for room in rooms), *(f"u{user_id}" for user_id in user_ids)}:
+        total ^= int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+    return f"{PUBLIC_SCOPE}.{total:016x}"
 
 
 def watch_scope(user_ids: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ Pure: no I/O, no clock, no randomness. Each operation takes the moment it happen
 
     operation -> sessions change -> what they add up to (`_settle`) -> a visible change is stamped -> rooms move along
     flush:  collect(version of the last one) -> what the public, the rooms and the watchers have to be told
+    calls:  what single sessions have to be told waits in `calls.outbox`; the caller takes it after every operation
 
 Who owns what: sessions belong to records, records to the roster, rooms and watches to the audience. A session that ends
 leaves its record, so that nothing the core holds makes a cycle with what is gone.
@@ -15,9 +16,10 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from fastpresence.errors import NotOnline
+from fastpresence.errors import NotOnline, TooMany
 from fastpresence.messages import Status, StatusEntry
-from fastpresence.presence.audience import Audience, Room, RoomMember
+from fastpresence.presence.audience import Audience, Room, RoomDelta
+from fastpresence.presence.calls import Calls, RunningCall
 from fastpresence.presence.roster import Record, Roster
 from fastpresence.presence.sessions import (
     ATTACHED,
@@ -29,6 +31,7 @@ from fastpresence.presence.sessions import (
     Session,
     Transition,
     predecessor,
+    present_session,
     strongest,
 )
 
@@ -40,7 +43,7 @@ class Delta(Struct, frozen=True):
 
     version: int  #: everything up to here is in; the `since` of the next
     public: list[Record]
-    rooms: list[tuple[Room, list[RoomMember]]]  #: rooms that somebody subscribes to
+    rooms: list[RoomDelta]  #: of rooms that somebody subscribes to
     watched: dict[Hashable, list[Record]]  #: by connection
 
 
@@ -55,18 +58,23 @@ class OnlineStatusService:
         heartbeat_timeout_ms: int,
         disconnect_grace_ms: int | None,
         retention_ms: int = 300_000,
+        room_roster_limit: int = 1000,
+        sessions_per_user: int = 100,
         journal: Callable[[Transition], None] | None = None,
     ) -> None:
         """`disconnect_grace_ms` None: a broken connection has what is left of the heartbeat timeout.
 
         `retention_ms`: how long after a user went offline, or left a room, cursors can tell of it.
+        `room_roster_limit`: members of a room that are told by name; of more only the number is.
         `journal` is called in the middle of operations: it must not call back.
         """
         self.epoch = epoch  #: the life of this memory; part of every cursor
         self.roster = Roster(public_types, retention_ms)
-        self.audience = Audience(self.roster.counter, retention_ms)
+        self.audience = Audience(self.roster.counter, retention_ms, room_roster_limit)
+        self.calls = Calls()
         self._heartbeat_timeout_ms = heartbeat_timeout_ms
         self._disconnect_grace_ms = disconnect_grace_ms
+        self._sessions_per_user = sessions_per_user
         self._journal = journal
         self._deadlines = Deadlines()
         #: Rooms that a session has from the one it superseded, until its client asks for them or the time is up.
@@ -97,14 +105,17 @@ class OnlineStatusService:
         `status` None is the default: online, but a user whom another session hides stays hidden. "offline" hides him.
         Without a `connection` the session is detached from the start and lives by `handle_heartbeat`. `rooms` are
         joined and subscribed to; those of the superseded session are joined as well, and left after the heartbeat
-        timeout unless the client asks for them.
+        timeout unless the client asks for them. Raises TooMany for a user with sessions enough.
         """
+        found = self.roster.find(user_id)
+        older = None if found is None else predecessor(found.sessions, device)
+        if found is not None and older is None and len(found.sessions) >= self._sessions_per_user:
+            raise TooMany(f"at most {self._sessions_per_user} sessions for one user")
         record = self.roster.admit(user_id, user_type)
         was = record.status
         own: Status = "online" if status is None or status == "offline" else status
         self._latest_number += 1
         session = Session(self._latest_number, record, device, connection, own, now.ms)
-        older = predecessor(record.sessions, device)
         record.sessions = (*record.sessions, session)
         if older is not None:
             self._supersede(older, session, now)
@@ -112,8 +123,10 @@ class OnlineStatusService:
             self.join_room(session, connection, name, now=now)
         if connection is None:
             self._deadlines.arm(session, now.ms + self._heartbeat_timeout_ms, now_ms=now.ms)
-        if status is not None:
-            record.hidden = status == "offline"
+        if status == "offline":
+            self._hide(record, now)
+        elif status is not None:
+            record.hidden = False
         retyped = record.user_type != user_type and not record.hidden
         if retyped:
             record.user_type = user_type
@@ -121,6 +134,41 @@ class OnlineStatusService:
         if self._journal is not None:
             kind: Literal["online", "reconnect"] = "online" if older is None else "reconnect"
             self._note(session, kind, was, "user_online", now, attempt)
+        if self.calls.by_id or self.calls.missed:
+            self.calls.session_came(session, older, now)
+        return session
+
+    def handle_poll(
+        self,
+        user_id: str,
+        user_type: str = "user",
+        *,
+        status: Status | None = None,
+        device: str | None = None,
+        rooms: Collection[str] | None = None,
+        now: Now,
+    ) -> Session:
+        """The user is present by asking from time to time: a session without a connection, and its sign of life.
+
+        It is the session that a reconnect would take over, else an attached one of the same `device` (or without, like
+        this one): a poll that comes late, when its client has its socket back already, must not end that session.
+        `rooms`, where given, are all the rooms it is in. Raises TooMany.
+        """
+        record = self.roster.find(user_id)
+        session = None if record is None else present_session(record.sessions, device)
+        if session is None:
+            session = self.handle_user_online(user_id, user_type, status=status, device=device, now=now)
+        elif status is None:
+            self.handle_heartbeat(session, now=now)
+        else:
+            self.handle_status_change(session, status, now=now)
+        if rooms is not None:
+            if session.phase is DETACHED:
+                for name in set(session.rooms or ()).difference(rooms):
+                    self.audience.leave(session, name, now)
+            for name in rooms:
+                self.audience.enter(session, name, now)
+                self._asked_for(session, name)
         return session
 
     def handle_update(self, session: Session, *, status: Status | None, device: str | None, now: Now) -> None:
@@ -137,7 +185,8 @@ class OnlineStatusService:
             session.device = device
             if older is not None:
                 self._supersede(older, session, now)
-        self._say(session, status)
+                self.calls.session_came(session, older, now)
+        self._say(session, status, now)
         self._settle(record, now)
         if self._journal is not None:
             if older is not None:
@@ -153,10 +202,21 @@ class OnlineStatusService:
         self._hear(session, now)
         record = session.record
         was, before = record.status, (session.status, record.hidden)
-        self._say(session, status)
+        self._say(session, status, now)
         self._settle(record, now)
         if self._journal is not None and (session.status, record.hidden) != before:
             self._note(session, "status", was, "status_change", now)
+
+    def force_status(self, user_id: str, status: Status, *, now: Now) -> None:
+        """Every session of the user says this until it says something else itself. Raises NotOnline without any."""
+        record = self.roster.find(user_id)
+        if record is None or not record.sessions:
+            raise NotOnline(f"{user_id} has no session")
+        was = record.status
+        for session in record.sessions:
+            self._say(session, status, now)
+        self._settle(record, now)
+        self._note(record.sessions[-1], "status", was, "forced", now)
 
     def handle_heartbeat(self, session: Session, *, now: Now) -> None:
         """A sign of life. Moves the deadline of a detached session; an attached one's is its connection's."""
@@ -185,8 +245,17 @@ class OnlineStatusService:
             self._deadlines.arm(session, deadline_ms, now_ms=now.ms)
 
     def handle_timeout(self, session: Session, *, last_heard_ms: int, now: Now) -> None:
-        """The connection's own deadline ran out: the session ends, last seen when it was last heard."""
-        self._end(session, Cue.SILENCE, max(session.last_heard_ms, last_heard_ms), "timeout", now)
+        """The connection's own deadline ran out: the session ends, last seen when it was last heard.
+
+        One that is heard of otherwise, by polls beside a connection that is dead, goes on without it.
+        """
+        heard_ms = max(session.last_heard_ms, last_heard_ms)
+        if session.phase is ATTACHED and heard_ms > last_heard_ms and heard_ms + self._heartbeat_timeout_ms > now.ms:
+            session.take(Cue.LOST)
+            self._inherited.pop(session, None)
+            self._deadlines.arm(session, heard_ms + self._heartbeat_timeout_ms, now_ms=now.ms)
+        else:
+            self._end(session, Cue.SILENCE, heard_ms, "timeout", now)
 
     def cleanup_expired_status(self, *, now: Now, limit: int = 1024) -> int:
         """Ends detached sessions whose time is up and drops what has been offline for the retention.
@@ -200,9 +269,49 @@ class OnlineStatusService:
                 self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
             for name in self._inherited.pop(session, ()):
                 self.audience.leave(session, name, now)
+        self.calls.expire(now)
+        self._settle_calls("call_end", now)
         self.roster.drop_expired(now.ms, limit)
         self.audience.drop_expired(now.ms, limit)
         return len(expired)
+
+    # Calls. Each operation raises a RequestError (NotOnline for a session that is GONE) when it changes nothing.
+
+    def handle_call(
+        self, session: Session, call_id: str, to_user_id: str, *, video: bool, audio: bool, now: Now
+    ) -> RunningCall:
+        """Rings at every session of the user that has a connection."""
+        self._hear(session, now)
+        return self.calls.ring(session, call_id, self.roster.everyone.get(to_user_id), video, audio, now)
+
+    def handle_call_accept(self, session: Session, call_id: str, *, now: Now) -> None:
+        """Both users are busy from now on."""
+        self._hear(session, now)
+        self.calls.accept(session, call_id, now)
+        self._settle_calls("call_accept", now)
+
+    def handle_call_reject(self, session: Session, call_id: str, *, now: Now) -> None:
+        """The called user does not want it."""
+        self._hear(session, now)
+        self.calls.reject(session, call_id, now)
+        self._settle_calls("call_end", now)
+
+    def handle_call_cancel(self, session: Session, call_id: str, *, now: Now) -> None:
+        """The caller takes it back."""
+        self._hear(session, now)
+        self.calls.cancel(session, call_id, now)
+        self._settle_calls("call_end", now)
+
+    def handle_call_end(self, session: Session, call_id: str, *, now: Now) -> None:
+        """Either user hangs up: both show what their sessions say again."""
+        self._hear(session, now)
+        self.calls.end(session, call_id, now)
+        self._settle_calls("call_end", now)
+
+    def handle_call_signal(self, session: Session, call_id: str, data: str, *, now: Now) -> None:
+        """For the call's other side."""
+        self._hear(session, now)
+        self.calls.signal(session, call_id, data, now)
 
     # Questions.
 
@@ -267,9 +376,7 @@ class OnlineStatusService:
         version = self.version
         if since >= version:
             return Delta(version, [], [], {})
-        rooms = [
-            (room, room.members.newer_than(since)) for room in self.audience.rooms.newer_than(since) if room.subscribers
-        ]
+        rooms = self.audience.changed_rooms(since)
         watched: dict[Hashable, list[Record]] = {}
         watchers = self.audience.watchers
         if watchers:
@@ -285,10 +392,14 @@ class OnlineStatusService:
             raise NotOnline("send user_online first")
         self.handle_heartbeat(session, now=now)
 
-    @staticmethod
-    def _say(session: Session, status: Status | None) -> None:
+    def _hide(self, record: Record, now: Now) -> None:
+        record.hidden = True
+        if self.calls.by_id:
+            self.calls.user_hid(record, now)
+
+    def _say(self, session: Session, status: Status | None, now: Now) -> None:
         if status == "offline":
-            session.record.hidden = True
+            self._hide(session.record, now)
         elif status is not None:
             session.record.hidden = False
             session.status = status
@@ -296,10 +407,22 @@ class OnlineStatusService:
     def _settle(self, record: Record, now: Now, *, even_if_same: bool = False) -> None:
         """Makes visible what the sessions add up to, if it is anything new."""
         status = "offline" if record.hidden else strongest(record.sessions)
+        if status != "offline" and self.calls.is_busy(record):
+            status = "busy"
         if status != record.status or even_if_same:
             version = self.roster.change(record, status, now)
             if record.rooms is not None:
                 self.audience.move(record, version, now)
+
+    def _settle_calls(self, reason: str, now: Now) -> None:
+        """Whoever became busy by a call, or is no more."""
+        changed = self.calls.changed
+        while changed:
+            record = changed.pop()
+            was = record.status
+            self._settle(record, now)
+            if record.status != was and record.sessions:
+                self._note(record.sessions[-1], "status", was, reason, now)
 
     def _supersede(self, older: Session, session: Session, now: Now) -> None:
         """`session`, of the same user, takes the place of `older`: whoever looks sees no gap."""
@@ -334,6 +457,8 @@ class OnlineStatusService:
         was = record.status
         record.heard_ms = max(record.heard_ms, heard_ms)
         record.sessions = tuple(each for each in record.sessions if each is not session)
+        if self.calls.by_id or self.calls.missed:
+            self.calls.session_gone(session, now)
         if record.sessions:
             self.audience.leave_all(session, now)
             self._settle(record, now)
@@ -345,6 +470,7 @@ class OnlineStatusService:
             self.roster.release(record)
         if self._journal is not None:
             self._note(session, "offline", was, reason, now)
+        self._settle_calls("call_end", now)
 
     def _note(
         self,

@@ -22,7 +22,18 @@ from fastpresence.messages import Status
 if TYPE_CHECKING:
     from fastpresence.presence.roster import Record
 
-__all__ = ["NEXT", "Cue", "Deadlines", "Now", "Phase", "Session", "Transition", "predecessor", "strongest"]
+__all__ = [
+    "NEXT",
+    "Cue",
+    "Deadlines",
+    "Now",
+    "Phase",
+    "Session",
+    "Transition",
+    "predecessor",
+    "present_session",
+    "strongest",
+]
 
 
 class Now(Struct, frozen=True, gc=False):
@@ -144,6 +155,16 @@ def predecessor(sessions: Sequence[Session], device: str | None) -> Session | No
             if latest is None or session.last_heard_ms >= latest.last_heard_ms:
                 latest = session
     return latest
+
+
+def present_session(sessions: Sequence[Session], device: str | None) -> Session | None:
+    """Which of a user's sessions speaks when a client without a connection does: see `handle_poll`."""
+    found = predecessor(sessions, device)
+    if found is None and device is None:
+        for session in sessions:
+            if session.device is None and (found is None or session.last_heard_ms >= found.last_heard_ms):
+                found = session
+    return found
 
 
 class Deadlines:

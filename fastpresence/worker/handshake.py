@@ -9,7 +9,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Collection
 from hashlib import sha1
 from typing import Final
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -17,9 +16,10 @@ from fastpresence.codec import CODECS, JSON, Codec
 from fastpresence.errors import TokenError
 from fastpresence.http import HttpError, Request
 from fastpresence.tokens import Claims, TokenKeys
+from fastpresence.worker.cors import Origins
 from fastpresence.worker.deflate import negotiate
 
-__all__ = ["Accepted", "Origins", "accept", "compression", "switching", "upgrade_key"]
+__all__ = ["Accepted", "accept", "compression", "switching", "upgrade_key"]
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
@@ -35,28 +35,6 @@ class Accepted(Struct, frozen=True, gc=False):
     public: bool  #: wants to hear of the public users
     cursor: str | None
     response: bytes
-
-
-class Origins:
-    """Which web pages may connect: those of the same host, and those listed."""
-
-    def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._exact = frozenset(origin for origin in allowed if not origin.endswith(":*"))
-        self._any_port = frozenset(origin.removesuffix(":*") for origin in allowed if origin.endswith(":*"))
-
-    def allows(self, origin: str, host: str) -> bool:
-        """`origin` as the browser wrote it; `host` as in the request's Host."""
-        origin = origin.lower()
-        if origin in self._exact:
-            return True
-        try:
-            parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or parts.path or not parts.netloc or "@" in parts.netloc:
-                return False
-            without_port = f"{parts.scheme}://{parts.netloc.removesuffix(f':{parts.port}')}"
-        except ValueError:
-            return False
-        return parts.netloc == host.lower() or without_port in self._any_port
 
 
 def upgrade_key(request: Request) -> str:

@@ -7,7 +7,7 @@ so far would have been due at the allowed rate. No bucket to refill, no timer. P
 from collections import OrderedDict
 from typing import Final
 
-__all__ = ["ENTRIES", "REFUSED", "TOO_MUCH", "Guesses", "RateLimit"]
+__all__ = ["ENTRIES", "REFUSED", "TOO_MUCH", "Guesses", "Pace", "RateLimit"]
 
 REFUSED: Final = -1.0
 TOO_MUCH: Final = -2.0
@@ -51,8 +51,29 @@ class RateLimit:
         return max(0.0, due_ms - self._tolerance_ms - now_ms) + 1.0
 
 
-class Guesses:
-    """Bad credentials by address: who keeps trying is told to wait. Remembers at most `ADDRESSES` of the latest.
+class Pace:
+    """How fast each of many goes, by name; who is over is told to wait. Remembers the latest `remembered` of them."""
+
+    __slots__ = ("_due_ms", "_limit", "_remembered", "_wait_ms")
+
+    def __init__(self, rate: float, burst: int, remembered: int) -> None:
+        self._limit = RateLimit(rate, burst)
+        self._wait_ms = burst * 1000 / rate
+        self._due_ms: OrderedDict[str, float] = OrderedDict()
+        self._remembered = remembered
+
+    def is_over(self, name: str, now_ms: int) -> bool:
+        """Count one more; True when that was one too many."""
+        due_ms = self._limit.next(self._due_ms.pop(name, 0.0), now_ms)
+        refused = due_ms is REFUSED
+        self._due_ms[name] = now_ms + self._wait_ms if refused else due_ms
+        if len(self._due_ms) > self._remembered:
+            self._due_ms.popitem(last=False)
+        return refused
+
+
+class Guesses(Pace):
+    """Bad credentials by address.
 
     Only those who fail are counted and refused: behind the same address others come in as before.
     """
@@ -62,17 +83,7 @@ class Guesses:
     RATE: Final = 20.0
     BURST: Final = 200
 
-    __slots__ = ("_due_ms", "_limit")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._limit = RateLimit(self.RATE, self.BURST)
-        self._due_ms: OrderedDict[str, float] = OrderedDict()
-
-    def failed(self, address: str, now_ms: int) -> bool:
-        """Count one more bad credential; True when that was one too many."""
-        due_ms = self._limit.next(self._due_ms.pop(address, 0.0), now_ms)
-        refused = due_ms is REFUSED
-        self._due_ms[address] = now_ms + self.BURST * 1000 / self.RATE if refused else due_ms
-        if len(self._due_ms) > self.ADDRESSES:
-            self._due_ms.popitem(last=False)
-        return refused
+        super().__init__(self.RATE, self.BURST, self.ADDRESSES)

@@ -22,9 +22,16 @@ from fastpresence.errors import (
     RequestError,
     TokenError,
     TooMany,
+    Unavailable,
 )
 from fastpresence.messages import (
     Ack,
+    Call,
+    CallAccept,
+    CallCancel,
+    CallEnd,
+    CallReject,
+    CallSignal,
     Error,
     Heartbeat,
     HeartbeatAck,
@@ -42,6 +49,7 @@ from fastpresence.messages import (
 from fastpresence.messages import UserOffline as Goodbye
 from fastpresence.presence.roster import room_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
+from fastpresence.tokens import Rights
 from fastpresence.worker.backlog import LONG
 from fastpresence.worker.deflate import LEAST, BadMessage, deflate, inflate
 from fastpresence.worker.handshake import Accepted
@@ -67,6 +75,7 @@ class Peer:
         "expires_at",
         "handle",
         "public",
+        "rights",
         "room",
         "rooms",
         "scope",
@@ -87,6 +96,7 @@ class Peer:
         self.user_id = claims.user_id
         self.user_type = claims.user_type
         self.room = claims.room  #: the token's; joined at user_online
+        self.rights = Rights.of(claims)  #: what it may watch and join; None: everything
         self.expires_at = claims.expires_at
         self.public = accepted.public  #: hears of the public users
         self.session: Session | None = None
@@ -106,7 +116,7 @@ class Peer:
         else:
             taken = self.worker.engine.answer(self.handle, payload)
         if not taken:
-            self.worker.loop.call_soon(self._give_up)  # not here: who sends may have more to do
+            self.give_up("too many answers wait")
         elif len(payload) >= LONG:
             self.worker.put_off(self)
 
@@ -235,7 +245,7 @@ class Peer:
             self._status_change(frame, now)
         except RequestError as error:
             self._refuse(error, frame.id)
-        worker.flusher.touch()
+        worker.settle()
         worker.engine.send()
         return None
 
@@ -246,11 +256,14 @@ class Peer:
             if older is not None:
                 self.ack(older)
 
-    def _give_up(self) -> None:
-        """It has asked for more than may wait for it."""
+    def give_up(self, reason: str) -> None:
+        """More is to be sent to it than may wait. It is closed in the next turn: who sends may have more to do."""
+        self.worker.loop.call_soon(self._give_up, reason)
+
+    def _give_up(self, reason: str) -> None:
         if not self.closed:
-            self._break(4009, "too many answers wait", self.worker.now())
-            self.worker.flusher.touch()
+            self._break(4009, reason, self.worker.now())
+            self.worker.settle()
             self.worker.engine.send()
 
     # Requests.
@@ -309,6 +322,8 @@ class Peer:
         self.close(1000, "goodbye")
 
     def _request_online_status(self, frame: RequestOnlineStatus, now: Now) -> None:
+        if self.rights is not None:
+            self.rights.check(frame.user_ids, ())
         self._weigh(len(frame.user_ids), now)
         status_of = self.worker.service.get_user_status
         entries = [status_of(user_id) for user_id in frame.user_ids]
@@ -330,6 +345,8 @@ class Peer:
             raise problem from None
         if claims.user_id != self.user_id or claims.user_type != self.user_type:
             raise Forbidden("the new token is another user's")
+        self.rights = Rights.of(claims)
+        self._narrow(now)
         self.expires_at = claims.expires_at
         self._told_expiring = False
         self.worker.watch_token(self, now)
@@ -342,6 +359,8 @@ class Peer:
         rooms = list(dict.fromkeys(frame.rooms or ()))
         if not user_ids and not rooms:
             raise BadField("user_ids: missing, and so is rooms")
+        if self.rights is not None:
+            self.rights.check(user_ids, rooms)
         watched = service.audience.watches_of(self)
         limits = worker.settings.limits
         if len(watched) + sum(user_id not in watched for user_id in user_ids) > limits.watches:
@@ -375,14 +394,17 @@ class Peer:
     def _unsubscribe(self, frame: Unsubscribe, now: Now) -> None:
         if not frame.user_ids and not frame.rooms:
             raise BadField("user_ids: missing, and so is rooms")
-        service = self.worker.service
         if frame.user_ids:
-            service.unwatch(self, frame.user_ids)
-            watched = service.audience.watches_of(self)
-            self.scope = watch_scope(watched) if watched else None
+            self._unwatch(frame.user_ids)
         for room in frame.rooms or ():
             self._leave(room, now)
         self.ack(frame)
+
+    def _unwatch(self, user_ids: list[str]) -> None:
+        service = self.worker.service
+        service.unwatch(self, user_ids)
+        watched = service.audience.watches_of(self)
+        self.scope = watch_scope(watched) if watched else None
 
     def _leave(self, name: str, now: Now) -> None:
         # Not only the rooms of this connection: its session may have inherited some from the one it superseded.
@@ -393,6 +415,57 @@ class Peer:
         if room is not None and room.audience is not None:
             self.worker.engine.leave(self.handle, room.audience)
             self.worker.free_audience(room)
+
+    def _narrow(self, now: Now) -> None:
+        """What a new token does not allow any more ends."""
+        rights = self.rights
+        if rights is None:
+            return
+        watched = self.worker.service.audience.watches_of(self)
+        if rights.watch is not None and not rights.watch.issuperset(watched):
+            self._unwatch(list(set(watched).difference(rights.watch)))
+        if rights.rooms is not None:
+            for room in set(self.rooms or ()).difference(rights.rooms):
+                self._leave(room, now)
+
+    # Calls.
+
+    def _call(self, frame: Call, now: Now) -> None:
+        worker = self.worker
+        if worker.service.calls.outbox:
+            worker.tell_calls()  # what comes before it, which is not counted below
+        call = worker.service.handle_call(
+            self._present(), frame.call_id, frame.to_user_id, video=frame.video, audio=frame.audio, now=now
+        )
+        if not worker.tell_calls():
+            worker.service.calls.withdraw(call)
+            raise Unavailable("no connection of the called user can be reached just now")
+        self.ack(frame)
+
+    def _call_accept(self, frame: CallAccept, now: Now) -> None:
+        self.worker.service.handle_call_accept(self._present(), frame.call_id, now=now)
+        self.ack(frame)
+
+    def _call_reject(self, frame: CallReject, now: Now) -> None:
+        self.worker.service.handle_call_reject(self._present(), frame.call_id, now=now)
+        self.ack(frame)
+
+    def _call_cancel(self, frame: CallCancel, now: Now) -> None:
+        self.worker.service.handle_call_cancel(self._present(), frame.call_id, now=now)
+        self.ack(frame)
+
+    def _call_end(self, frame: CallEnd, now: Now) -> None:
+        self.worker.service.handle_call_end(self._present(), frame.call_id, now=now)
+        self.ack(frame)
+
+    def _call_signal(self, frame: CallSignal, now: Now) -> None:
+        worker = self.worker
+        if worker.service.calls.outbox:
+            worker.tell_calls()  # what comes before it, which is not counted below
+        worker.service.handle_call_signal(self._present(), frame.call_id, frame.data, now=now)
+        if not worker.tell_calls():
+            raise Unavailable("the other side cannot be reached just now")
+        self.ack(frame)
 
     # The connection's beginning.
 
@@ -445,5 +518,11 @@ HANDLERS: Final[dict[type[Any], Callable[[Peer, Any, Now], None]]] = {
     Subscribe: Peer._subscribe,
     Unsubscribe: Peer._unsubscribe,
     SendMessage: Peer._message,
+    Call: Peer._call,
+    CallAccept: Peer._call_accept,
+    CallReject: Peer._call_reject,
+    CallCancel: Peer._call_cancel,
+    CallEnd: Peer._call_end,
+    CallSignal: Peer._call_signal,
     TokenRefresh: Peer._token_refresh,
 }

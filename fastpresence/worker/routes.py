@@ -1,29 +1,60 @@
 """The table of HTTP requests of the public port (the protocol's section 6), and who may make them.
 
-A handler is given a complete request and returns what to answer as JSON; everything else is an `HttpError`.
+A handler is given a complete request and returns what to answer as JSON; everything else is an `HttpError`. What goes
+beyond the presence core (messages, closing connections) is the worker's: `Actions`.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeVar
-from urllib.parse import urlsplit
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fastpresence.codec import field_problem
-from fastpresence.errors import TokenError
+from fastpresence.errors import Forbidden, NotOnline, RequestError, TokenError, TooMany, Unavailable, UserOffline
 from fastpresence.http import HttpError, Request
-from fastpresence.messages import RoomId, UserId, UserIds
+from fastpresence.messages import USER_ID_PATTERN, DeviceId, RoomId, Status, Text, UserId, UserIds
 from fastpresence.presence.service import OnlineStatusService
+from fastpresence.presence.sessions import Now
 from fastpresence.settings import Settings
-from fastpresence.tokens import ApiKeys, LoginClaims, LoginKeys, TokenKeys
+from fastpresence.tokens import ApiKeys, Claims, LoginClaims, LoginKeys, Rights, TokenKeys
+from fastpresence.worker.limits import Pace
+from fastpresence.worker.poll import changes
 
-__all__ = ["BASE", "WEBSOCKET", "Routes"]
+__all__ = ["BASE", "WEBSOCKET", "Actions", "Routes"]
 
 _T = TypeVar("_T")
 
 WEBSOCKET: Final = "/ws"
 BASE: Final = "/api/online-status"
+#: Users whose polls are counted: the latest.
+POLLERS: Final = 16_384
+#: How a refused request of the core is told over HTTP.
+STATUS_OF: Final[dict[type[RequestError], int]] = {
+    Forbidden: 403,
+    NotOnline: 409,
+    UserOffline: 409,
+    TooMany: 422,
+    Unavailable: 503,
+}
+
+
+class Actions(Protocol):
+    """What the worker does for the application's server."""
+
+    def deliver(self, from_user_id: str, to_user_id: str, text: str, now: Now) -> int:
+        """Hands a message to every session of a user; how many took it. Raises RequestError."""
+
+    def kick(self, user_id: str, now: Now) -> int:
+        """Ends the user's sessions and closes his connections; how many those were."""
+
+    def revoke(self, user_id: str, now: Now) -> None:
+        """The tokens that the user has stop working, here and everywhere."""
+
+
+_Names = Literal["*"] | Annotated[tuple[UserId, ...], Meta(max_length=1000)] | UnsetType
 
 
 class TokenRequest(Struct, frozen=True):
@@ -33,12 +64,49 @@ class TokenRequest(Struct, frozen=True):
     room_id: RoomId | None = None
     user_type: str | UnsetType = UNSET
     expire_time: Annotated[int, Meta(ge=1, le=86_400)] = 3600  #: seconds
+    #: Whom the user may ask for by name and which rooms he may join; for an API key only, a login token says it itself.
+    watch: _Names = UNSET
+    rooms: _Names = UNSET
 
 
 class Query(Struct, frozen=True):
     """Body of `query`."""
 
     user_ids: UserIds
+
+
+class Poll(Struct, frozen=True):
+    """Body of `poll`."""
+
+    cursor: str | None = None
+    status: Status | None = None  #: left out: as it is
+    rooms: list[RoomId] | None = None  #: all that the user is in; left out: as they are, and not told of
+    user_ids: list[UserId] = []
+    device: DeviceId | None = None  #: so that a poll and a socket of one device know each other
+
+
+class ForcedStatus(Struct, frozen=True):
+    """Body of `users/{user_id}/status`."""
+
+    status: Status
+
+
+class ServerMessage(Struct, frozen=True):
+    """Body of `users/{user_id}/messages`."""
+
+    message: Text
+    from_user_id: UserId
+
+
+class Revocation(Struct, frozen=True):
+    """Body of `tokens/revoke`."""
+
+    user_id: UserId
+
+
+#: A path's parts behind BASE; None stands for a name.
+_Path = tuple[str | None, ...]
+_Handler = Callable[..., Any]
 
 
 class Routes:
@@ -51,14 +119,24 @@ class Routes:
         keys: TokenKeys,
         api_keys: ApiKeys,
         login_keys: LoginKeys | None = None,
+        *,
+        actions: Actions,
     ) -> None:
         self._service = service
+        self._actions = actions
+        self._polls = Pace(settings.limits.rate, settings.limits.burst, POLLERS)
         self.renew(settings, keys, api_keys, login_keys)
-        self._table: dict[tuple[str, str], Callable[[Request, int], Any]] = {
-            ("POST", "rts-token"): self._rts_token,
-            ("POST", "query"): self._query,
+        self._table: dict[_Path, dict[str, _Handler]] = {
+            ("rts-token",): {"POST": self._rts_token},
+            ("query",): {"POST": self._query},
+            ("poll",): {"POST": self._poll},
+            ("tokens", "revoke"): {"POST": self._revoke},
+            ("users", None, "status"): {"POST": self._force_status},
+            ("users", None, "messages"): {"POST": self._message},
+            ("users", None, "sessions"): {"DELETE": self._kick},
+            ("rooms", None): {"GET": self._room},
+            (None,): {"GET": self._entry},
         }
-        self._paths = {path for _, path in self._table}
 
     def renew(self, settings: Settings, keys: TokenKeys, api_keys: ApiKeys, login_keys: LoginKeys | None) -> None:
         """From now on, these."""
@@ -67,35 +145,62 @@ class Routes:
         self._api_keys = api_keys
         self._login_keys = login_keys
 
-    def handle(self, request: Request, now: int) -> Any:
-        """The answer's JSON to a request that is no upgrade. `now`: Unix epoch, seconds. Raises HttpError."""
+    def handle(self, request: Request, now: Now) -> Any:
+        """The answer's JSON to a request that is no upgrade. Raises HttpError."""
+        handlers, names = self._find(request)
+        handler = handlers.get(request.method)
+        if handler is None:
+            allowed = ", ".join(handlers)
+            raise HttpError(405, "bad_request", f"{allowed} is what this path takes", (("Allow", allowed),))
+        try:
+            return handler(request, now, *names)
+        except RequestError as error:
+            raise HttpError(STATUS_OF.get(type(error), 422), error.code, str(error)) from None
+
+    def methods(self, request: Request) -> tuple[str, ...]:
+        """What the request's path takes. Raises HttpError."""
+        return tuple(self._find(request)[0])
+
+    def _find(self, request: Request) -> tuple[dict[str, _Handler], list[str]]:
+        """What a path takes by method, and the names in it, unquoted. Raises HttpError."""
         if request.path == WEBSOCKET:
             raise HttpError(426, "upgrade_required", "this path speaks WebSocket", (("Upgrade", "websocket"),))
-        base, _, rest = request.path.rpartition("/")
-        if base != BASE or not rest:
-            raise HttpError(404, "not_found", "no such path")
-        handler = self._table.get((request.method, rest))
-        if handler is not None:
-            return handler(request, now)
-        if rest in self._paths:
-            raise HttpError(405, "bad_request", "POST is what this path takes", (("Allow", "POST"),))
-        if request.method != "GET":
-            raise HttpError(405, "bad_request", "GET is what this path takes", (("Allow", "GET"),))
-        return self._entry(request, now)
+        if request.path.startswith(f"{BASE}/"):
+            parts = request.path.removeprefix(f"{BASE}/").split("/")
+            for path, handlers in self._table.items():  # those with fewer names come first
+                if len(path) == len(parts) and all(
+                    part if mine is None else part == mine for mine, part in zip(path, parts, strict=True)
+                ):
+                    names = [unquote(part) for mine, part in zip(path, parts, strict=True) if mine is None]
+                    return handlers, names
+        raise HttpError(404, "not_found", "no such path")
 
-    def _authorize(self, request: Request, now: int) -> None:
-        """An API key or a token. Raises HttpError 401."""
+    def _authorize(self, request: Request, now: Now) -> Claims | None:
+        """What the request's token says; None for an API key. Raises HttpError 401."""
         credential = request.bearer()
         if credential is None:
             raise HttpError(401, "unauthorized", "Authorization: Bearer and a token or an API key is required")
         if self._api_keys.contains(credential):
-            return
+            return None
         try:
-            self._keys.verify(credential, now=now)
+            return self._keys.verify(credential, now=now.wall_us // 1_000_000)
         except TokenError as error:
             raise HttpError(401, "unauthorized", str(error)) from None
 
-    def _rts_token(self, request: Request, now: int) -> Any:
+    def _allow(self, request: Request, now: Now, *, user_ids: Iterable[str] = (), rooms: Iterable[str] = ()) -> None:
+        """Whoever asks may see these. Raises HttpError 401, Forbidden."""
+        claims = self._authorize(request, now)
+        rights = None if claims is None else Rights.of(claims)
+        if rights is not None:
+            rights.check(user_ids, rooms)
+
+    def _api_only(self, request: Request) -> None:
+        """The application's server. Raises HttpError 401."""
+        credential = request.bearer()
+        if credential is None or not self._api_keys.contains(credential):
+            raise HttpError(401, "unauthorized", "Authorization: Bearer and an API key is required")
+
+    def _rts_token(self, request: Request, now: Now) -> Any:
         login = self._login(request, now)
         asked = _body(request, TokenRequest)
         user_types = self._settings.presence.user_types
@@ -103,13 +208,25 @@ class Routes:
             user_type = _allowed(asked, login)
             if user_type not in user_types:
                 raise HttpError(403, "forbidden", "user_type: the login token's is not one of presence.user_types")
+            watch, rooms = _names_of(login.watch), _names_of(login.rooms)
         else:
             user_type = "user" if asked.user_type is UNSET else asked.user_type
             if user_type not in user_types:
                 raise HttpError(422, "bad_field", "user_type: not one of presence.user_types")
-        token, expires_at = self._keys.issue(
-            asked.user_id, user_type, room=asked.room_id, expire_time=asked.expire_time, now=now
-        )
+            watch = "*" if asked.watch is UNSET else asked.watch
+            rooms = "*" if asked.rooms is UNSET else asked.rooms
+        try:
+            token, expires_at = self._keys.issue(
+                asked.user_id,
+                user_type,
+                room=asked.room_id,
+                expire_time=asked.expire_time,
+                now=now.wall_us // 1_000_000,
+                watch=watch,
+                rooms=rooms,
+            )
+        except TokenError as error:  # names that are too many for one token
+            raise HttpError(422, "bad_field", f"watch, rooms: {error}") from None
         return {
             "user_id": asked.user_id,
             "user_type": user_type,
@@ -119,7 +236,7 @@ class Routes:
             "ws_url": self._ws_url(request),
         }
 
-    def _login(self, request: Request, now: int) -> LoginClaims | None:
+    def _login(self, request: Request, now: Now) -> LoginClaims | None:
         """What the application says of its user; None for the application itself. Raises HttpError 401."""
         credential = request.bearer()
         if credential is not None:
@@ -127,7 +244,7 @@ class Routes:
                 return None
             if self._login_keys:
                 try:
-                    return self._login_keys.verify(credential, now=now)
+                    return self._login_keys.verify(credential, now=now.wall_us // 1_000_000)
                 except TokenError as error:
                     raise HttpError(401, "unauthorized", str(error)) from None
         needed = "an API key or a login token" if self._login_keys else "an API key"
@@ -142,18 +259,96 @@ class Routes:
         path = parts.path.rstrip("/") or WEBSOCKET
         return f"{scheme}://{parts.netloc}{path}"
 
-    def _query(self, request: Request, now: int) -> Any:
-        self._authorize(request, now)
+    def _query(self, request: Request, now: Now) -> Any:
+        claims = self._authorize(request, now)
         asked = _body(request, Query)
+        rights = None if claims is None else Rights.of(claims)
+        if rights is not None:
+            rights.check(asked.user_ids, ())
         return {"user_status": [self._service.get_user_status(user_id) for user_id in asked.user_ids]}
 
-    def _entry(self, request: Request, now: int) -> Any:
-        self._authorize(request, now)
-        try:
-            user_id = msgspec.convert(request.segments()[-1], UserId)
-        except msgspec.ValidationError:
-            raise HttpError(422, "bad_field", "user_id: 1 to 128 characters of A-Z a-z 0-9 _ . : @ -") from None
+    def _entry(self, request: Request, now: Now, user_id: str) -> Any:
+        self._allow(request, now, user_ids=[user_id])
+        return self._service.get_user_status(_name("user_id", user_id))
+
+    def _room(self, request: Request, now: Now, name: str) -> Any:
+        self._allow(request, now, rooms=[name])
+        room = self._service.audience.rooms.get(_name("room_id", name))
+        if room is None:
+            return {"room": name, "count": 0, "user_status": []}
+        if room.crowded:
+            return {"room": name, "count": room.shown}
+        entries = [member.record.entry() for member in room.members.values() if not member.left]
+        return {"room": name, "count": len(entries), "user_status": entries}
+
+    def _poll(self, request: Request, now: Now) -> Any:
+        claims = self._authorize(request, now)
+        if claims is None:
+            raise HttpError(401, "unauthorized", "a user polls with a token of his own")
+        if claims.user_type not in self._settings.presence.user_types:
+            raise HttpError(403, "forbidden", "the token's user type is not one of presence.user_types")
+        if self._polls.is_over(claims.user_id, now.ms):
+            raise HttpError(429, "rate_limited", "too many polls of this user", (("Retry-After", "1"),))
+        asked = _body(request, Poll)
+        limits = self._settings.limits
+        if len(asked.user_ids) > limits.watches:
+            raise HttpError(422, "bad_field", f"user_ids: at most {limits.watches}")
+        if len(asked.rooms or ()) > limits.rooms:
+            raise HttpError(422, "bad_field", f"rooms: at most {limits.rooms}")
+        rights = Rights.of(claims)
+        if rights is not None:
+            rights.check(asked.user_ids, asked.rooms or ())
+        own = () if claims.room is None else (claims.room,)
+        rooms = tuple(dict.fromkeys((*own, *(asked.rooms or ()))))
+        service = self._service
+        session = service.handle_poll(
+            claims.user_id,
+            claims.user_type,
+            status=asked.status,
+            device=asked.device,
+            rooms=None if asked.rooms is None else rooms,
+            now=now,
+        )
+        for room in own:
+            service.join_room(session, None, room, now=now)
+        return changes(service, asked.cursor, rooms, asked.user_ids)
+
+    # What only the application's server may do.
+
+    def _force_status(self, request: Request, now: Now, user_id: str) -> Any:
+        self._api_only(request)
+        asked = _body(request, ForcedStatus)
+        self._service.force_status(_name("user_id", user_id), asked.status, now=now)
         return self._service.get_user_status(user_id)
+
+    def _message(self, request: Request, now: Now, user_id: str) -> Any:
+        self._api_only(request)
+        asked = _body(request, ServerMessage)
+        to_user_id = _name("user_id", user_id)
+        return {"delivered": self._actions.deliver(asked.from_user_id, to_user_id, asked.message, now)}
+
+    def _kick(self, request: Request, now: Now, user_id: str) -> Any:
+        self._api_only(request)
+        return {"user_id": user_id, "disconnected": self._actions.kick(_name("user_id", user_id), now)}
+
+    def _revoke(self, request: Request, now: Now) -> Any:
+        self._api_only(request)
+        asked = _body(request, Revocation)
+        self._actions.revoke(asked.user_id, now)
+        return {"user_id": asked.user_id, "revoked_until": now.wall_us // 1_000_000}
+
+
+def _name(field: str, text: str) -> str:
+    """A user's or a room's name out of a path. Raises HttpError 422."""
+    try:
+        return msgspec.convert(text, UserId)
+    except msgspec.ValidationError:
+        raise HttpError(422, "bad_field", f"{field}: 1 to 128 characters of A-Z a-z 0-9 _ . : @ -") from None
+
+
+def _names_of(claim: tuple[str, ...] | Literal["*"]) -> tuple[str, ...] | Literal["*"]:
+    """A login token's claim without the names that are none here."""
+    return "*" if claim == "*" else tuple(name for name in claim if re.fullmatch(USER_ID_PATTERN, name))
 
 
 def _allowed(asked: TokenRequest, login: LoginClaims) -> str:
@@ -162,6 +357,8 @@ def _allowed(asked: TokenRequest, login: LoginClaims) -> str:
         raise HttpError(403, "forbidden", "user_id: the login token is another user's")
     if asked.user_type is not UNSET and asked.user_type != login.user_type:
         raise HttpError(403, "forbidden", "user_type: the login token says another")
+    if asked.watch is not UNSET or asked.rooms is not UNSET:
+        raise HttpError(403, "forbidden", "watch, rooms: the login token's own claims say them")
     if asked.room_id is not None and not login.may_join(asked.room_id):
         raise HttpError(403, "forbidden", "room_id: not among the login token's rooms")
     return login.user_type

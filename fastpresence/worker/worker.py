@@ -19,9 +19,18 @@ from fastpresence._native.wheel import Wheel
 from fastpresence.codec import Codec
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
-from fastpresence.link import LinkFrame
+from fastpresence.link import LinkFrame, Revoke
 from fastpresence.logs import Repeats, event, set_level
-from fastpresence.messages import SNAPSHOT_PAGE, HeartbeatAck, Message, StatusEntry, UserOnlineStatus
+from fastpresence.messages import (
+    SNAPSHOT_PAGE,
+    CallRinging,
+    CallSignalled,
+    HeartbeatAck,
+    Message,
+    RoomOccupancy,
+    StatusEntry,
+    UserOnlineStatus,
+)
 from fastpresence.presence.audience import Room
 from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor, room_scope
 from fastpresence.presence.service import OnlineStatusService
@@ -29,8 +38,9 @@ from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import ApiKeys, LoginKeys, Revocations, TokenKeys
 from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
+from fastpresence.worker.cors import Origins, preflight
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
-from fastpresence.worker.handshake import Accepted, Origins, accept
+from fastpresence.worker.handshake import Accepted, accept
 from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
@@ -78,7 +88,7 @@ class Worker:
         #: Says something to the node; whoever has no node says it to nobody.
         self.tell_node: Callable[[LinkFrame], None] = lambda frame: None
         self.revocations = Revocations()  #: the node tells all of them before this worker listens
-        self.keys = TokenKeys(settings.auth.token_keys)
+        self.keys = TokenKeys(settings.auth.token_keys, self.revocations)
         self.rate_limit = RateLimit(limits.rate, limits.burst)
         self.engine = Engine(
             self._on_batch,
@@ -97,6 +107,8 @@ class Worker:
             public_types=presence.public_types,
             heartbeat_timeout_ms=round(presence.heartbeat_timeout * 1000),
             disconnect_grace_ms=None if grace is None else round(grace * 1000),
+            room_roster_limit=presence.room_roster_limit,
+            sessions_per_user=limits.sessions,
             journal=self._journal,
         )
         self.users = 0  #: not offline
@@ -114,7 +126,7 @@ class Worker:
         self.pager = Pager(loop, self.engine, self.service, epoch=self.epoch, public_audience=public_audience)
         api_keys = ApiKeys(settings.auth.api_keys)
         login_keys = LoginKeys(settings.auth, login_jwks)
-        self._routes = Routes(settings, self.service, self.keys, api_keys, login_keys)
+        self._routes = Routes(settings, self.service, self.keys, api_keys, login_keys, actions=self)
         self._origins = Origins(settings.server.allowed_origins)
         self._tokens = Wheel(tick_ms=TICK_MS, now_ms=time.monotonic_ns() // 1_000_000)
         self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
@@ -143,16 +155,12 @@ class Worker:
         """
         settings = reloaded(self.settings, settings)
         auth, server = settings.auth, settings.server
-        keys, login_keys = TokenKeys(auth.token_keys), LoginKeys(auth, login_jwks)
+        keys, login_keys = TokenKeys(auth.token_keys, self.revocations), LoginKeys(auth, login_jwks)
         if self.tls is not None and server.tls_cert is not None and server.tls_key is not None:
             self.tls.reload(server.tls_cert, server.tls_key)
         self.settings, self.keys, self._origins = settings, keys, Origins(server.allowed_origins)
         self._routes.renew(settings, keys, ApiKeys(auth.api_keys), login_keys)
         set_level(settings.log.level)
-
-    def on_revoked(self, user_id: str, before: int) -> None:
-        """Another worker revoked the user's tokens that were issued up to and including this Unix second."""
-        self.revocations.add(user_id, before, int(time.time()))
 
     @staticmethod
     def now() -> Now:
@@ -197,6 +205,12 @@ class Worker:
                 # A fault of ours: the one connection pays for it, the rest of the batch is still to be done.
                 LOG.exception("fault")
                 self._fail(owner, what, now)
+        self.settle()
+
+    def settle(self) -> None:
+        """Something may have been done: who is to hear of it hears of it."""
+        if self.service.calls.outbox:
+            self.tell_calls()
         self.flusher.touch()
 
     def _is_late(self) -> bool:
@@ -223,7 +237,7 @@ class Worker:
         except Exception:
             LOG.exception("fault")
             self._fail(owner, owner.handle, now)
-        self.flusher.touch()
+        self.settle()
 
     def put_off(self, peer: Peer) -> None:
         """It was sent a long answer: where enough waits, what it asks for next comes later."""
@@ -250,14 +264,14 @@ class Worker:
                 peer.on_token_due(now)
         self._free_audiences()
         self._tell_refused()
-        self.flusher.touch()
+        self.settle()
         self.engine.send()
 
     def _cleanup(self, now: Now) -> None:
         """End the detached sessions whose time is up; of a crowd some in each turn of the loop."""
         if self.service.cleanup_expired_status(now=now, limit=EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:
             self.loop.call_soon(self._cleanup, now)
-        self.flusher.touch()  # the last of the crowd, too: nobody waits for the next tick
+        self.settle()  # the last of the crowd, too: nobody waits for the next tick
         self.engine.send()
 
     # HTTP.
@@ -290,7 +304,7 @@ class Worker:
 
     def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
         """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
-        if error.status != 401 or not self._guesses.failed(self.engine.address(handle), now.ms):
+        if error.status != 401 or not self._guesses.is_over(self.engine.address(handle), now.ms):
             return error
         return HttpError(429, "rate_limited", "too many bad credentials from this address", (("Retry-After", "10"),))
 
@@ -305,10 +319,16 @@ class Worker:
             self._open(client.handle, accepted, request.after, now)
             return False
         keep = request.keep_alive and not request.upgrade
+        headers = self._origins.headers(request)
         try:
-            response = answer(200, self._routes.handle(request, second), keep_alive=keep)
+            if request.method == "OPTIONS":
+                response = preflight(self._routes.methods(request), headers, keep_alive=keep)
+            else:
+                response = answer(200, self._routes.handle(request, now), headers=headers, keep_alive=keep)
         except HttpError as error:
-            response = answer_error(self._once_more(client.handle, error, now), keep_alive=keep)
+            error = self._once_more(client.handle, error, now)
+            error.headers = (*error.headers, *headers)
+            response = answer_error(error, keep_alive=keep)
         self.engine.write(client.handle, response)
         if keep:
             self.engine.await_request(client.handle)
@@ -420,8 +440,11 @@ class Worker:
         self.backlog.kick()
 
     def show_room(self, peer: Peer, name: str, since: int | None) -> None:
-        """A room's roster, or what changed in it since a version."""
+        """A room's roster, or what changed in it since a version; of a crowded one how many are in it."""
         room = self.service.audience.rooms.get(name)
+        if room is not None and room.crowded:
+            peer.send(RoomOccupancy(name, room.shown))
+            return
         members = None if room is None or since is None else room.members.changes_since(since)
         if members is not None:
             entries = [member.record.entry(left=member.left) for member in members]
@@ -495,6 +518,59 @@ class Worker:
         if not delivered:
             raise Unavailable(f"no connection of {to_user_id} takes messages just now")
         return delivered
+
+    def tell_calls(self) -> int:
+        """Hand out what calls have for sessions. Returns how many were taken.
+
+        A ringing or a signal that a connection has no room for is its sender's to know of; of everything else the
+        receiver must, so it is closed, and told when it is back.
+        """
+        calls = self.service.calls
+        taken = 0
+        while calls.outbox:
+            told, calls.outbox = calls.outbox, []
+            for session, frame in told:
+                peer = session.connection
+                if peer is None or peer.closed:
+                    calls.miss(session, frame)
+                elif self.engine.answer(peer.handle, peer.codec.encode(frame), self.settings.limits.messages_waiting):
+                    taken += 1
+                elif not isinstance(frame, CallRinging | CallSignalled):
+                    peer.give_up("too much waits for it")
+                    calls.miss(session, frame)
+        return taken
+
+    def kick(self, user_id: str, now: Now) -> int:
+        """Ends the user's sessions, those without a connection too, and closes his connections."""
+        return self._disconnect(user_id, 4010, "disconnected by an administrator", "kicked", now)
+
+    def revoke(self, user_id: str, now: Now) -> None:
+        """The tokens that the user has until this second stop working, and what lives by them ends."""
+        second = now.wall_us // 1_000_000
+        self.on_revoked(user_id, second)
+        self.tell_node(Revoke(user_id, second))
+
+    def on_revoked(self, user_id: str, before: int) -> None:
+        """The user's tokens that were issued up to and including the Unix second `before` are dead."""
+        now = self.now()
+        self.revocations.add(user_id, before, now.wall_us // 1_000_000)
+        self._disconnect(user_id, 4001, "token revoked", "token", now)
+
+    def _disconnect(self, user_id: str, code: int, reason: str, why: str, now: Now) -> int:
+        """Costs a look at each connection: some milliseconds where there are many."""
+        record = self.service.record(user_id)
+        for session in () if record is None else record.sessions:
+            self.service.handle_user_offline(session, now=now, reason=why)
+        peers = [
+            owner
+            for owner in self.engine.owners()
+            if type(owner) is Peer and owner.user_id == user_id and not owner.closed
+        ]
+        for peer in peers:
+            peer.close(code, reason)
+        self.settle()
+        self.engine.send()
+        return len(peers)
 
     def watch_token(self, peer: Peer, now: Now) -> None:
         """Wake up for the peer's token: a minute before its end, and at its end."""

@@ -47,6 +47,7 @@ def _log(server: Server) -> Iterator[None]:
 
 #: What is sent -> the error's code, and what its message has to name. `ID` as `id` is answered with it.
 ID = 7
+CALL = {"type": "call", "call_id": "c", "to_user_id": "u", "video": True, "audio": True, "id": ID}
 REFUSED: dict[str, tuple[object, str, str]] = {
     "a status of a wrong type": ({"type": "status_change", "status": 5, "id": ID}, "bad_field", "status"),
     "a status of null": ({"type": "status_change", "status": None, "id": ID}, "bad_field", "status"),
@@ -75,10 +76,24 @@ REFUSED: dict[str, tuple[object, str, str]] = {
     "a user_id of a wrong type": ({"type": "heartbeat", "user_id": 5, "id": ID}, "bad_field", "user_id"),
     "an unknown type": ({"type": "nonsense", "id": ID}, "unknown_type", ""),
     "a server's type": ({"type": "welcome", "id": ID}, "unknown_type", ""),
-    "a call, which comes later": (
-        {"type": "call", "call_id": "c", "to_user_id": "u", "video": True, "audio": True, "id": ID},
-        "unknown_type",
-        "",
+    "a call to nobody": ({**CALL, "to_user_id": "nobody"}, "user_offline", ""),
+    "a call without a name": ({**CALL, "call_id": ""}, "bad_field", "call_id"),
+    "a call with a name of 65 characters": ({**CALL, "call_id": "c" * 65}, "bad_field", "call_id"),
+    "a call with video of a wrong type": ({**CALL, "video": 1}, "bad_field", "video"),
+    "a call that says nothing of audio": (
+        {"type": "call", "call_id": "c", "to_user_id": "u", "video": True, "id": ID},
+        "bad_field",
+        "audio",
+    ),
+    "a call that is unknown is accepted": ({"type": "call_accept", "call_id": "c", "id": ID}, "unknown_call", ""),
+    "a call that is unknown is rejected": ({"type": "call_reject", "call_id": "c", "id": ID}, "unknown_call", ""),
+    "a call that is unknown is cancelled": ({"type": "call_cancel", "call_id": "c", "id": ID}, "unknown_call", ""),
+    "a call that is unknown is ended": ({"type": "call_end", "call_id": "c", "id": ID}, "unknown_call", ""),
+    "a signal of an unknown call": ({"type": "call_signal", "call_id": "c", "data": "", "id": ID}, "unknown_call", ""),
+    "a signal of 16,385 characters": (
+        {"type": "call_signal", "call_id": "c", "data": "d" * 16_385, "id": ID},
+        "bad_field",
+        "data",
     ),
     "a type of a wrong type": ({"type": 5, "id": ID}, "bad_field", "type"),
     "no type": ({"status": "busy", "id": ID}, "bad_field", "type"),

@@ -27,7 +27,7 @@ from fastpresence.worker.worker import Worker
 
 ERROR_CODES = {
     "bad_frame", "bad_field", "unknown_type", "unauthorized", "forbidden", "not_online", "user_offline", "too_many",
-    "rate_limited", "unavailable",
+    "rate_limited", "unavailable", "user_busy", "unknown_call",
 }  # fmt: skip
 #: What a peer may be closed with though its bytes are good frames: goodbye, wrong kind of frame, over the rate.
 OWN_CODES = {1000, 1003, 4029}
@@ -239,6 +239,10 @@ right: dict[str, st.SearchStrategy[Any]] = {
     "from_user_id": names,
     "message": texts,
     "token": texts,
+    "call_id": st.sampled_from(["c1", "c2", "c3", ""]),
+    "video": st.booleans(),
+    "audio": st.booleans(),
+    "data": texts,
 }
 #: What a request of each kind says when it is right; the others may be added.
 usual = {
@@ -251,11 +255,18 @@ usual = {
     "unsubscribe": ["user_ids", "rooms"],
     "message": ["to_user_id", "message"],
     "token_refresh": ["token"],
+    "call": ["call_id", "to_user_id", "video", "audio"],
+    "call_accept": ["call_id"],
+    "call_reject": ["call_id"],
+    "call_cancel": ["call_id"],
+    "call_end": ["call_id"],
+    "call_signal": ["call_id", "data"],
 }
 kinds = st.sampled_from([
     "user_online", "user_online", "user_online", "heartbeat", "status_change", "status_change", "message", "message",
     "user_offline", "request_online_status", "subscribe",
-    "subscribe", "unsubscribe", "message", "token_refresh", "call", "", "welcome",
+    "subscribe", "unsubscribe", "message", "token_refresh", "", "welcome",
+    "call", "call", "call_accept", "call_reject", "call_cancel", "call_end", "call_signal",
 ])  # fmt: skip
 
 
@@ -354,7 +365,9 @@ def test_one_who_says_goodbye_and_goes_on_in_the_same_breath_is_gone(world: Worl
 # HTTP.
 
 request_parts = st.sampled_from([
-    b"GET ", b"POST ", b"HEAD ", b"/", b"/ws", b"/api/online-status/", b"kol_1", b"query", b"rts-token", b"?token=x",
+    b"GET ", b"POST ", b"HEAD ", b"/", b"/ws", b"/api/online-status/", b"kol_1", b"poll",
+    b"users/", b"/status", b"/messages", b"/sessions", b"rooms/", b"tokens/revoke", b"OPTIONS ", b"DELETE ",
+    b"Origin: http://h\r\n", b"query", b"rts-token", b"?token=x",
     b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: h\r\n", b"Connection: Upgrade\r\n", b"Connection: close\r\n",
     b"Upgrade: websocket\r\n", b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
     b"Content-Length: 3\r\n", b"Content-Length: 99999999\r\n", b"Transfer-Encoding: chunked\r\n",

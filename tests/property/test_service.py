@@ -363,10 +363,11 @@ class Presence(RuleBasedStateMachine):
             for record in delta.watched.get(observer.connection, ()):
                 assert record.user_id in observer.watched
                 apply(observer.watched, record)
-            for room, members in delta.rooms:
+            for change in delta.rooms:
+                room = change.room
                 if room.name in observer.rooms:
                     assert observer.connection in room.subscribers
-                    apply_members(observer.rooms[room.name], members)
+                    apply_members(observer.rooms[room.name], change.members)
         self.observers_see_what_is()
         self.earlier_cursors_catch_up()
         self.cursors.append((self.flushed, dict(self.public)))

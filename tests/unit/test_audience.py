@@ -39,8 +39,8 @@ def roster_of(room: Room) -> dict[str, str]:
 def told(service: OnlineStatusService, since: int) -> dict[str, list[tuple[str, str, bool]]]:
     """room -> (user, status, left) as the flush would tell."""
     return {
-        room.name: [(member.record.user_id, member.record.status, member.left) for member in members]
-        for room, members in service.collect(since).rooms
+        delta.room.name: [(member.record.user_id, member.record.status, member.left) for member in delta.members]
+        for delta in service.collect(since).rooms
     }
 
 
@@ -228,7 +228,7 @@ def test_one_who_left_and_came_back_is_not_dropped_when_the_retention_of_his_lea
 def test_a_member_left_of_a_dropped_record_makes_way_for_the_same_user_anew() -> None:
     """Their retentions end together, but portions may part them."""
     roster = Roster({"kol"}, RETENTION_MS)
-    audience = Audience(roster.counter, RETENTION_MS)
+    audience = Audience(roster.counter, RETENTION_MS, 1000)
     room = audience.subscribe("observer", "r")
     first = roster.admit("user_1", "user")
     session = Session(1, first, None, "socket", "online", NOW.ms)

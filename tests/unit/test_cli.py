@@ -169,7 +169,7 @@ def test_config_shows_every_setting_its_place_and_no_secret(
     out = capsys.readouterr().out
     assert SECRET not in out
     lines = {line.split("=")[0].strip(): line for line in out.splitlines()}
-    assert len(lines) == 42
+    assert len(lines) == 43
     assert '["kol","user","guest"]' in lines["presence.user_types"]
     assert lines["presence.user_types"].endswith(f"# {file}")
     assert '["k1:***"]' in lines["auth.token_keys"]

@@ -199,7 +199,9 @@ def test_an_explanation_repeats_nothing_of_what_was_sent(codec: Codec, frame: di
 
 
 @codecs
-@pytest.mark.parametrize("kind", ["call", "call_accept", "welcome", "ack", "", "Heartbeat", "heartbeat ", "x" * 1000])
+@pytest.mark.parametrize(
+    "kind", ["room_occupancy", "heartbeat_ack", "welcome", "ack", "", "Heartbeat", "heartbeat ", "x" * 1000]
+)
 def test_an_unknown_type_is_told_as_such_and_a_server_s_is_unknown(codec: Codec, kind: str) -> None:
     error, reply_to = explained(codec, encode(codec, {"id": 5, "type": kind}))
     assert type(error) is UnknownType

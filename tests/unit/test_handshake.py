@@ -9,7 +9,8 @@ from fastpresence.errors import FastPresenceError
 from fastpresence.http import HttpError, Request, RequestParser
 from fastpresence.settings import TokenKey
 from fastpresence.tokens import TokenKeys
-from fastpresence.worker.handshake import Accepted, Origins, accept
+from fastpresence.worker.cors import Origins
+from fastpresence.worker.handshake import Accepted, accept
 
 NOW = 1_700_000_000
 KEYS = TokenKeys([TokenKey("k", "a-secret-of-thirty-two-characters")])

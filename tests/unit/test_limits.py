@@ -101,16 +101,16 @@ def test_no_pattern_gets_more_than_burst_and_rate_together(
 
 def test_who_keeps_guessing_is_refused_until_he_has_been_quiet_and_nobody_else_is() -> None:
     guesses = Guesses()
-    assert [guesses.failed("192.0.2.1", 0) for _ in range(300)] == [False] * 200 + [True] * 100
-    assert not guesses.failed("192.0.2.2", 0)
-    assert guesses.failed("192.0.2.1", 10)
-    assert not guesses.failed("192.0.2.1", 10_000)
+    assert [guesses.is_over("192.0.2.1", 0) for _ in range(300)] == [False] * 200 + [True] * 100
+    assert not guesses.is_over("192.0.2.2", 0)
+    assert guesses.is_over("192.0.2.1", 10)
+    assert not guesses.is_over("192.0.2.1", 10_000)
 
 
 def test_guesses_from_ever_new_addresses_are_remembered_up_to_a_limit() -> None:
     guesses = Guesses()
     for number in range(3 * Guesses.ADDRESSES):
-        assert not guesses.failed(f"address {number}", 0)
+        assert not guesses.is_over(f"address {number}", 0)
     assert len(guesses._due_ms) == Guesses.ADDRESSES
 
 

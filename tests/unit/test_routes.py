@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastpresence.errors import UserOffline
 from fastpresence.http import HttpError, Request, RequestParser
 from fastpresence.messages import StatusEntry
 from fastpresence.presence.service import OnlineStatusService
@@ -29,13 +30,26 @@ def service() -> OnlineStatusService:
     return service
 
 
+class Nobody:
+    """A worker without connections."""
+
+    def deliver(self, from_user_id: str, to_user_id: str, text: str, now: Now) -> int:
+        raise UserOffline(to_user_id)
+
+    def kick(self, user_id: str, now: Now) -> int:
+        return 0
+
+    def revoke(self, user_id: str, now: Now) -> None:
+        pass
+
+
 def routes_of(service: OnlineStatusService, *, public_url: str | None = None) -> Routes:
     settings = Settings(
         server=ServerSettings(public_url=public_url),
         auth=AuthSettings(api_keys=(API_KEY,)),
         presence=PresenceSettings(user_types=("kol", "user")),
     )
-    return Routes(settings, service, KEYS, ApiKeys([API_KEY]))
+    return Routes(settings, service, KEYS, ApiKeys([API_KEY]), actions=Nobody())
 
 
 @pytest.fixture
@@ -61,7 +75,7 @@ def request(
 
 def refused(routes: Routes, found: Request) -> HttpError:
     with pytest.raises(HttpError) as caught:
-        routes.handle(found, NOW)
+        routes.handle(found, MOMENT)
     return caught.value
 
 
@@ -70,7 +84,7 @@ def refused(routes: Routes, found: Request) -> HttpError:
 
 def test_an_api_key_gets_a_token_that_verifies(routes: Routes) -> None:
     body = {"user_id": "kol_1", "user_type": "kol", "room_id": "r", "expire_time": 60}
-    answer = routes.handle(request("POST", f"{BASE}/rts-token", body), NOW)
+    answer = routes.handle(request("POST", f"{BASE}/rts-token", body), MOMENT)
     claims = KEYS.verify(answer.pop("signature"), now=NOW)
     assert (claims.user_id, claims.user_type, claims.room, claims.expires_at) == ("kol_1", "kol", "r", NOW + 60)
     assert answer == {
@@ -79,14 +93,14 @@ def test_an_api_key_gets_a_token_that_verifies(routes: Routes) -> None:
 
 
 def test_what_is_left_out_of_a_token_has_the_protocol_s_defaults(routes: Routes) -> None:
-    answer = routes.handle(request("POST", f"{BASE}/rts-token", {"user_id": "u", "unknown": 1}), NOW)
+    answer = routes.handle(request("POST", f"{BASE}/rts-token", {"user_id": "u", "unknown": 1}), MOMENT)
     assert (answer["user_type"], answer["room_id"], answer["expires_at"]) == ("user", None, NOW + 3600)
 
 
 @pytest.mark.parametrize("expire_time", [1, 86_400])
 def test_a_token_may_live_from_a_second_to_a_day(routes: Routes, expire_time: int) -> None:
     body = {"user_id": "u", "expire_time": expire_time}
-    assert routes.handle(request("POST", f"{BASE}/rts-token", body), NOW)["expires_at"] == NOW + expire_time
+    assert routes.handle(request("POST", f"{BASE}/rts-token", body), MOMENT)["expires_at"] == NOW + expire_time
 
 
 @pytest.mark.parametrize(
@@ -103,7 +117,7 @@ def test_the_url_to_connect_to_is_the_public_one(
     service: OnlineStatusService, public_url: str | None, ws_url: str
 ) -> None:
     routes = routes_of(service, public_url=public_url)
-    assert routes.handle(request("POST", f"{BASE}/rts-token", {"user_id": "u"}), NOW)["ws_url"] == ws_url
+    assert routes.handle(request("POST", f"{BASE}/rts-token", {"user_id": "u"}), MOMENT)["ws_url"] == ws_url
 
 
 @pytest.mark.parametrize("bearer", [None, "wrong", API_KEY + "x", API_KEY[:-1], API_KEY.upper()])
@@ -126,19 +140,19 @@ def test_a_stranger_is_told_nothing_about_his_body(routes: Routes) -> None:
 
 def test_one_user_s_state_is_asked_with_a_token_or_an_api_key(routes: Routes, service: OnlineStatusService) -> None:
     for bearer in (API_KEY, token()):
-        entry = routes.handle(request("GET", f"{BASE}/kol_1", bearer=bearer), NOW)
+        entry = routes.handle(request("GET", f"{BASE}/kol_1", bearer=bearer), MOMENT)
         assert entry == service.get_user_status("kol_1")
         assert (entry.status, entry.online, entry.last_seen) == ("busy", True, NOW)
 
 
 def test_an_unknown_user_is_offline_and_not_404(routes: Routes) -> None:
-    entry = routes.handle(request("GET", f"{BASE}/nobody"), NOW)
+    entry = routes.handle(request("GET", f"{BASE}/nobody"), MOMENT)
     assert entry == StatusEntry("nobody", "", "offline", False, None, 0)
 
 
 def test_a_name_may_be_percent_encoded(routes: Routes) -> None:
-    assert routes.handle(request("GET", f"{BASE}/kol%5f1"), NOW).status == "busy"
-    assert routes.handle(request("GET", f"{BASE}/a%40b%3Ac"), NOW).user_id == "a@b:c"
+    assert routes.handle(request("GET", f"{BASE}/kol%5f1"), MOMENT).status == "busy"
+    assert routes.handle(request("GET", f"{BASE}/a%40b%3Ac"), MOMENT).user_id == "a@b:c"
 
 
 @pytest.mark.parametrize("name", ["a%20b", "%2e%2e%2f", "a%2Fb", "%00", "a%0A", "%C3%BC", "x" * 129, "%ff", "a+b!"])
@@ -150,7 +164,7 @@ def test_a_name_that_nobody_can_have_is_422(routes: Routes, name: str) -> None:
 
 def test_a_query_has_an_entry_for_each_user_in_order(routes: Routes) -> None:
     body = {"user_ids": ["nobody", "kol_1", "nobody"]}
-    answer = routes.handle(request("POST", f"{BASE}/query", body, bearer=token()), NOW)
+    answer = routes.handle(request("POST", f"{BASE}/query", body, bearer=token()), MOMENT)
     assert [(entry.user_id, entry.status) for entry in answer["user_status"]] == [
         ("nobody", "offline"), ("kol_1", "busy"), ("nobody", "offline"),
     ]  # fmt: skip
@@ -158,7 +172,7 @@ def test_a_query_has_an_entry_for_each_user_in_order(routes: Routes) -> None:
 
 def test_a_query_may_ask_for_a_thousand_users_and_no_more(routes: Routes) -> None:
     names = [f"u{n}" for n in range(1001)]
-    answer = routes.handle(request("POST", f"{BASE}/query", {"user_ids": names[:1000]}), NOW)
+    answer = routes.handle(request("POST", f"{BASE}/query", {"user_ids": names[:1000]}), MOMENT)
     assert len(answer["user_status"]) == 1000
     assert refused(routes, request("POST", f"{BASE}/query", {"user_ids": names})).status == 422
 
@@ -185,7 +199,7 @@ def test_a_token_that_has_run_out_is_no_credential(routes: Routes) -> None:
         ("GET", "/"), ("GET", "/api"), ("GET", BASE), ("GET", BASE + "/"), ("POST", BASE),
         ("GET", "/api/online-statu/kol_1"), ("GET", BASE + "x/kol_1"), ("GET", BASE + "/a/b"), ("GET", "/wss"),
         ("GET", "/ws/"), ("GET", "/WS"), ("POST", BASE + "/query/"), ("GET", "//api/online-status/kol_1"),
-        ("GET", BASE + "/rooms/r"), ("POST", "/query"), ("OPTIONS", "*"),
+        ("GET", BASE + "/rooms/r/x"), ("GET", BASE + "/rooms/"), ("POST", "/query"), ("OPTIONS", "*"),
     ],
 )  # fmt: skip
 def test_a_path_that_is_none_is_404(routes: Routes, method: str, path: str) -> None:

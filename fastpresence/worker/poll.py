@@ -1,0 +1,115 @@
+"""The polling fallback: what changed since a cursor, for whoever can't have a socket.
+
+    cursor -> one version -> public users, rooms, watched users, each from its own view -> one list, oldest change first
+
+An answer has at most `PAGE` users: where there is more to tell, its cursor stands at the last one told, and the next
+poll goes on from there. Pure: presence core in, what goes on the wire out.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from fastpresence.messages import StatusEntry
+from fastpresence.presence.audience import Room
+from fastpresence.presence.roster import UNLISTED, Record, make_cursor, read_cursor, union_scope
+from fastpresence.presence.service import OnlineStatusService
+
+__all__ = ["PAGE", "changes"]
+
+#: Users in one answer, at most: some 200 KB, and some 2 ms.
+PAGE: Final = 2000
+
+
+def changes(
+    service: OnlineStatusService, cursor: str | None, rooms: Collection[str], user_ids: Collection[str]
+) -> dict[str, Any]:
+    """The body of the answer. Costs what is told, and a look at each room and watched user."""
+    return _Answer(service, rooms, user_ids).body(cursor)
+
+
+class _Answer:
+    def __init__(self, service: OnlineStatusService, rooms: Collection[str], user_ids: Collection[str]) -> None:
+        self._service = service
+        self._scope = union_scope(rooms, user_ids)
+        self._user_ids = dict.fromkeys(user_ids)
+        found = [service.audience.rooms.get(name) for name in rooms]
+        self._crowded = [room for room in found if room is not None and room.crowded]
+        self._rooms = [room for room in found if room is not None and not room.crowded]
+        # A room that is not there may have lost its last member since the cursor.
+        self._is_whole = None not in found
+        self._told: dict[str, tuple[int, StatusEntry]] = {}
+
+    def body(self, cursor: str | None) -> dict[str, Any]:
+        since = None if cursor is None or len(cursor) > 256 else self._since(cursor)
+        full = since is None
+        reached = self._gather(UNLISTED if since is None else since, full)
+        told = sorted(
+            (stamped for stamped in self._told.values() if stamped[0] <= reached), key=lambda stamped: stamped[0]
+        )
+        if len(told) > PAGE:
+            del told[PAGE:]
+            reached = told[-1][0]
+        body: dict[str, Any] = {
+            "user_status": [entry for _, entry in told],
+            "cursor": make_cursor(self._service.epoch, self._scope, reached),
+            "full": full,
+        }
+        if reached < self._service.version:
+            body["more"] = True
+        if self._crowded:
+            body["room_occupancy"] = [{"room": room.name, "count": room.shown} for room in self._crowded]
+        return body
+
+    def _since(self, cursor: str) -> int | None:
+        """The version of a cursor from which on changes tell everything; None for any other text."""
+        service = self._service
+        since = read_cursor(cursor, service.epoch, self._scope)
+        floors = [service.roster.public.floor, *(room.members.floor for room in self._rooms)]
+        if self._user_ids:
+            floors.append(service.roster.everyone.floor)
+        if since is None or not self._is_whole or since < max(floors) or since > service.version:
+            return None
+        return since
+
+    def _gather(self, since: int, full: bool) -> int:
+        """Everyone to tell of, by user; returns the version up to which that is complete."""
+        service = self._service
+        version = service.version
+        reached = version
+        for room in self._rooms:
+            members, until = room.members.page(since, version, PAGE)
+            reached = min(reached, until)
+            for member in members:
+                left = member.left and not self._is_seen(member.record)
+                if not (full and left):
+                    self._tell(member.version, member.record, left=left)
+        records, until = service.roster.public.page(since, version, PAGE)
+        reached = min(reached, until)
+        for record in records:
+            if not full or record.status != "offline":
+                self._tell(record.version, record)
+        for user_id in self._user_ids:
+            watched = service.roster.everyone.get(user_id)
+            if watched is not None and watched.version > since:
+                self._tell(watched.version, watched)
+            elif watched is None and full:
+                self._told[user_id] = (0, service.get_user_status(user_id))
+        return reached
+
+    def _tell(self, version: int, record: Record, *, left: bool = False) -> None:
+        """The later stamp of two, so that nothing is told before its time; the user's state is the same in each."""
+        before = self._told.get(record.user_id)
+        if before is None or before[0] <= version:
+            self._told[record.user_id] = (version, record.entry(left=left))
+
+    def _is_seen(self, record: Record) -> bool:
+        """Whether a user who left one of the rooms is still told of for another reason."""
+        user_id = record.user_id
+        if user_id in self._user_ids or user_id in self._service.roster.public:
+            return True
+        return any(self._shows(room, user_id) for room in self._rooms)
+
+    @staticmethod
+    def _shows(room: Room, user_id: str) -> bool:
+        member = room.members.get(user_id)
+        return member is not None and not member.left
