@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from bench.load.report import BenchError
+from bench.outcome import BenchError
 
 __all__ = ["program"]
 
@@ -15,7 +15,8 @@ LOAD: Final = BENCH / "load"
 SOURCES: Final = {
     "epoll_server": [BENCH / "rivals" / "epoll_server.c"],
     "swarm": [
-        LOAD / f"{name}.c" for name in ("swarm", "wire", "decode", "inflate", "modes", "fanout", "sync", "storm")
+        LOAD / f"{name}.c"
+        for name in ("swarm", "wire", "dialect", "decode", "inflate", "modes", "fanout", "sync", "storm", "life")
     ],
 }
 FLAGS: Final = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]

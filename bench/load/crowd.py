@@ -1,70 +1,184 @@
-"""A crowd as it is in life: sync (many changes, every screen right and soon) and idle (many users, no changes)."""
+"""A crowd as it is in life: sync (a change to every screen), updates (more changes than frames) and idle (none)."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from bench.load import procfs
 from bench.load.driver import Run, Swarm
-from bench.load.report import Bar, Outcome
-from bench.load.scenarios import COMMON, SILENCE, SPIN, Setting, complaints, record
-from bench.load.servers import LONG_SILENCE, Server, real, rival
+from bench.load.pairs import COMMON, SILENCE, SPIN, add_bar, complaints, counted, record
+from bench.load.servers import LONG_SILENCE, Server, limit, real
+from bench.load.setting import Setting
 from bench.load.tokens import host_names, token, user_names, write_tokens
+from bench.outcome import Bar, Curve, Outcome
 
-__all__ = ["idle", "right", "sync"]
+__all__ = ["idle", "right", "sync", "updates"]
 
 FRAMES_BAR: Final = 105  #: presence frames a second at one observer
 LATENCY_BAR_MS: Final = 50
 MEMORY_BAR: Final = 2500  #: bytes a connection
 SETTLE_S: Final = 2.0  #: between the last connection and the look at memory
+#: The headline: observers, changes a second.
+CROWDS: Final = ((2000, 100), (5000, 10))
+#: Where to look for the knee, by changes a second.
+KNEE: Final = {100: (1000, 2000, 3000, 4000, 5000, 6000, 8000), 10: (2500, 5000, 7500, 10_000, 12_500, 15_000)}
+HOSTS: Final = 100
+
+
+@contextlib.contextmanager
+def _screens(setting: Setting, server: Server, observers: int, hosts: int, rate: float) -> Iterator[Swarm]:
+    """Observers, and hosts that change so many times a second in all."""
+    tokens = write_tokens(setting.directory / "screens", host_names(hosts))
+    with Swarm(
+        *("sync", server, setting.cpus),
+        connections=observers,
+        publishers=hosts,
+        tokens=tokens,
+        observer_token=token("observer", "user"),
+        options=["--rate", str(rate), SPIN],
+    ) as swarm:
+        yield swarm
+
+
+def _row(name: str, runs: list[Run]) -> list[str]:
+    run = sorted(runs, key=lambda run: run.p99_ms)[len(runs) // 2]
+    cores = run.server_cpu_ns / 1e9 / run.seconds
+    return [
+        name,
+        *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.p999_ms, run.max_ms)),
+        *(f"{run.frames_a_second:.0f}", f"{cores:.2f}", f"{max(run.swarm_busy for run in runs):.2f}"),
+    ]
+
+
+COLUMNS: Final = ("the median run by p99", "p50 ms", "p99", "p99.9", "max", "frames/s each", "cores", "swarm busy")
+
+
+def _sent_all(outcome: Outcome, run: Run, rate: float, seconds: float) -> None:
+    if run.changes < rate * seconds * 0.98:
+        outcome.faults.append(f"the swarm sent only {run.changes} changes")
 
 
 def sync(setting: Setting) -> Outcome:
-    observers, hosts, rate = setting.size(1000, 50), setting.size(100, 20), setting.size(2000, 400)
-    seconds, warmup_s = setting.seconds(20.0, 2.0), setting.seconds(2.0, 0.5)
+    crowds = ((50, 100), (100, 10)) if setting.quick else CROWDS
+    repetitions, hosts = setting.size(5, 2), setting.size(HOSTS, 20)
+    seconds, warmup_s = setting.seconds(8.0, 1.0), setting.seconds(1.5, 0.3)
     outcome = Outcome(
         "sync",
-        "With thousands of changes a second, does every screen end up right, how soon, and with how many frames?",
+        "How soon is a host's change on every screen: 2,000 observers at 100 changes a second, 5,000 at 10?",
         "TLS, a real network, slow readers; the time the swarm takes to read is in the latency",
-        f"{observers} observers, {hosts} hosts, {rate} changes a second in all, open loop, {seconds} s; "
+        f"{hosts} public hosts, open loop, latency from when a change was due; {repetitions} runs of {seconds} s each; "
         f"{COMMON}, {SILENCE}",
-        ("", "p50", "p99", "p99.9", "max"),
+        list(COLUMNS),
     )
-    tokens = write_tokens(setting.directory / "sync", host_names(hosts))
-    with real(setting.cpus, setting.directory, LONG_SILENCE) as ours:
-        with Swarm(
-            *("sync", ours, setting.cpus),
-            connections=observers,
-            publishers=hosts,
-            tokens=tokens,
-            observer_token=token("observer", "user"),
-            options=["--rate", str(rate), SPIN],
-        ) as swarm:
-            run = record(outcome, ours, swarm.run(seconds, warmup_s=warmup_s))
+    with real(setting, LONG_SILENCE) as ours:
+        for observers, rate in crowds:
+            name = f"{observers:,} observers, {rate} changes a second"
+            setting.progress.expect(repetitions)
+            with _screens(setting, ours, observers, hosts, rate) as swarm:
+                runs = [
+                    record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s)) for _ in range(repetitions)
+                ]
+            for run in runs:
+                outcome.add_histogram(name, run.histogram)
+                _sent_all(outcome, run, rate, seconds + warmup_s)
+            outcome.rows.append(_row(name, runs))
+            late = [run.p99_ms for run in counted(setting, runs)]
+            outcome.figure(f"p99, {name}", "ms", late)
+            outcome.figure(f"p50, {name}", "ms", [run.p50_ms for run in counted(setting, runs)])
+            add_bar(outcome, f"{name}: under {LATENCY_BAR_MS} ms at p99, median of {len(late)} runs (here {{}})", late,
+                    lambda p99: p99 < LATENCY_BAR_MS)  # fmt: skip
+            right(outcome, name, *runs)
+        for rate, sizes in KNEE.items():
+            _knee(setting, outcome, ours, rate, sizes[:2] if setting.quick else sizes)
         complaints(outcome, ours)
-    outcome.rows.append(
-        ["change to screen, ms", *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.p999_ms, run.max_ms))]
-    )
-    outcome.notes += [
-        f"{run.samples:,} samples from the scheduled moment; sent at most {run.sent_late_ms:.1f} ms late; "
-        f"worker {run.server_cpu_ns / 1e9 / run.seconds:.2f} cores, swarm busy {run.swarm_busy:.2f}",
-        f"{run.entries / max(1, run.frames):.1f} entries, {run.frame_bytes / max(1, run.frames):,.0f} bytes a frame; "
-        f"at most {run.frames_max_in_a_second} frames in any one second at any one observer",
-        f"p99 is {run.p99_newest_ms:.1f} ms when an entry is taken for the newest change it can be, not the oldest; "
-        f"{run.matched_too_old} final states were matched too old; {run.repeated} entries came twice",
-    ]
-    if run.changes < rate * (seconds + warmup_s) * 0.98:
-        outcome.faults.append(f"the swarm sent only {run.changes} changes")
-    right(outcome, run)
-    outcome.bars += [
-        Bar(f"at most {FRAMES_BAR} presence frames a second at each observer (here {run.frames_a_second:.1f})",
-            run.frames_a_second <= FRAMES_BAR),
-        Bar(f"under {LATENCY_BAR_MS} ms at p99 (here {run.p99_ms:.1f})", run.p99_ms < LATENCY_BAR_MS),
-    ]  # fmt: skip
     return outcome
 
 
-def right(outcome: Outcome, *runs: Run) -> None:
+def _knee(setting: Setting, outcome: Outcome, ours: Server, rate: int, sizes: tuple[int, ...]) -> None:
+    """One run for each size of the crowd, up to the first that is too large: where does it end?"""
+    points: list[tuple[float, float]] = []
+    ended = ""
+    seconds = setting.seconds(4.0, 0.5)
+    for observers in sizes:
+        size = setting.size(observers, observers // 25)
+        setting.progress.expect(1)
+        with _screens(setting, ours, size, setting.size(HOSTS, 20), rate) as swarm:
+            run = record(setting, outcome, ours, swarm.run(seconds, warmup_s=setting.seconds(1.0, 0.2)))
+        points.append((size, run.p99_ms))
+        cores = run.server_cpu_ns / 1e9 / run.seconds
+        if run.p99_ms >= LATENCY_BAR_MS:
+            ended = f"{size:,} are too many: p99 {run.p99_ms:.0f} ms, worker {cores:.2f} cores"
+            break
+        if not run.counts and not setting.quick:
+            ended = f"at {size:,} the swarm is at its own limit (busy {run.swarm_busy:.2f}, worker {cores:.2f} cores)"
+            break
+    good = max((size for size, p99 in points if p99 < LATENCY_BAR_MS), default=0)
+    ended = ended or f"it holds for {good:,}, the largest crowd tried"
+    outcome.notes.append(
+        f"the knee at {rate} changes a second: p99 under {LATENCY_BAR_MS} ms up to {good:,.0f}; {ended}"
+    )
+    outcome.curves.append(
+        Curve(f"the knee at {rate} changes a second", "observers", "change to screen, p99, ms", points,
+              fit_text=ended, limit=LATENCY_BAR_MS)
+    )  # fmt: skip
+
+
+def updates(setting: Setting) -> Outcome:
+    observers, hosts = setting.size(1000, 50), setting.size(HOSTS, 20)
+    rates = (400, 800) if setting.quick else (500, 2000, 5000, 10_000)
+    asked, repetitions = rates[1], setting.size(3, 1)
+    seconds, warmup_s = setting.seconds(6.0, 1.0), setting.seconds(1.5, 0.3)
+    outcome = Outcome(
+        "updates",
+        "With more changes than anybody could read: is every screen right, how soon, with how many frames?",
+        "TLS, a real network, slow readers; the time the swarm takes to read is in the latency",
+        f"{observers} observers, {hosts} hosts, open loop; {repetitions} runs of {seconds} s at each rate; "
+        f"{COMMON}, {SILENCE}",
+        ["changes a second", "entries told a second", "of all", "entries a frame", "µs CPU an entry", *COLUMNS[2:]],
+    )
+    with real(setting, LONG_SILENCE) as ours:
+        for rate in rates:
+            setting.progress.expect(repetitions)
+            with _screens(setting, ours, observers, hosts, rate) as swarm:
+                runs = [
+                    record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s)) for _ in range(repetitions)
+                ]
+            told = [run.entries / run.seconds for run in runs]
+            share = median(told) / rate / observers
+            each_us = [run.server_cpu_ns / 1000 / max(1, run.entries) for run in runs]
+            per_frame = median(run.entries / max(1, run.frames) for run in runs)
+            outcome.rows.append(
+                [f"{rate:,}", f"{median(told):,.0f}", f"{100 * share:.0f} %", f"{per_frame:.1f}",
+                 f"{median(each_us):.2f}", *_row("", runs)[2:]]
+            )  # fmt: skip
+            name = f"{rate:,} changes a second"
+            counting = counted(setting, runs)
+            for run in runs:
+                outcome.add_histogram(name, run.histogram)
+                _sent_all(outcome, run, rate, seconds + warmup_s)
+            outcome.figure(f"p99, {name}", "ms", [run.p99_ms for run in counting])
+            outcome.figure(f"an entry told, {name}", "µs CPU",
+                           [run.server_cpu_ns / 1000 / max(1, run.entries) for run in counting])  # fmt: skip
+            right(outcome, name, *runs)
+            if rate == asked:
+                add_bar(outcome, f"{name}: at most {FRAMES_BAR} frames a second at each observer (here {{}})",
+                        [run.frames_a_second for run in counting], lambda frames: frames <= FRAMES_BAR)  # fmt: skip
+                add_bar(outcome, f"{name}: under {LATENCY_BAR_MS} ms at p99 (here {{}})",
+                        [run.p99_ms for run in counting], lambda p99: p99 < LATENCY_BAR_MS)  # fmt: skip
+                outcome.notes.append(
+                    f"at {name}: p99 is {median(run.p99_newest_ms for run in runs):.1f} ms when an entry is taken for "
+                    f"the newest change it can be, not the oldest; at most "
+                    f"{max(run.frames_max_in_a_second for run in runs)} frames in any one second at any one observer"
+                )
+        complaints(outcome, ours)
+    return outcome
+
+
+def right(outcome: Outcome, name: str, *runs: Run) -> None:
     """The bar that has nothing to do with speed."""
     wrong = {
         "observers' states differ from the last sent": sum(run.wrong for run in runs),
@@ -73,10 +187,8 @@ def right(outcome: Outcome, *runs: Run) -> None:
         "entries fit no order of what was sent": sum(run.unmatched for run in runs),
     }
     faults = [f"{count} {what}" for what, count in wrong.items() if count]
-    outcome.bars.append(
-        Bar("every observer ends with the right state of every host" + "".join(f"; {fault}" for fault in faults),
-            not faults, by_time=False)
-    )  # fmt: skip
+    text = "; ".join([f"{name}: every observer ends with the right state of every host", *faults])
+    outcome.bars.append(Bar(text, not faults, by_time=False))
 
 
 def idle(setting: Setting) -> Outcome:
@@ -87,17 +199,22 @@ def idle(setting: Setting) -> Outcome:
         "What does a present, authenticated, quiet connection cost in memory, and a crowd of them in CPU?",
         "kernel memory of the sockets (the same for every server, some 5 KB), TLS",
         f"{connections} connections, a beat every {period_s:.0f} s each at its own moment, {seconds:.0f} s; {COMMON}",
-        ("server", "PSS a connection", "private dirty", "empty server", "CPU of a core", "µs CPU a beat"),
+        ["server", "PSS a connection", "private dirty", "empty server", "CPU of a core", "µs CPU a beat"],
     )
     tokens = write_tokens(setting.directory / "idle", user_names(connections))
-    with real(setting.cpus, setting.directory, {}) as ours:
-        growth, our_run = _hold(setting, outcome, ours, connections, tokens, seconds, period_s)
+    hold = partial(_hold, setting, outcome, connections=connections, tokens=tokens, seconds=seconds, period_s=period_s)
+    setting.progress.expect(2)
+    with real(setting, {}) as ours:
+        growth, our_run = hold(ours)
         complaints(outcome, ours)
-    with rival(setting.cpus) as limit:
-        _, limit_run = _hold(setting, outcome, limit, connections, tokens, seconds, period_s)
+    with limit(setting) as theirs:
+        _, limit_run = hold(theirs)
     # Shared pages move between processes while others start and end; what is dirty and private does not.
     per_connection = max(growth.pss, growth.private_dirty) / connections
     ratio = (our_run.server_cpu_ns / our_run.seconds) / (limit_run.server_cpu_ns / limit_run.seconds)
+    outcome.figure("user memory of a connection", "bytes", [per_connection])
+    outcome.figure("CPU of the crowd", "cores", [our_run.server_cpu_ns / 1e9 / our_run.seconds])
+    outcome.figure("CPU of the crowd, beside C", "times", [ratio])
     outcome.bars += [
         Bar(f"at most {MEMORY_BAR} bytes of user memory a connection (here {per_connection:,.0f}; target 1,200)",
             per_connection <= MEMORY_BAR),
@@ -107,15 +224,16 @@ def idle(setting: Setting) -> Outcome:
 
 
 def _hold(
-    setting: Setting, outcome: Outcome, server: Server, connections: int, tokens: Path, seconds: float, period_s: float
-) -> tuple[procfs.Memory, Run]:
+    setting: Setting, outcome: Outcome, server: Server, *, connections: int, tokens: Path, seconds: float,
+    period_s: float,
+) -> tuple[procfs.Memory, Run]:  # fmt: skip
     time.sleep(0.5)
     empty = procfs.memory(server.pid)
     options = ["--period", str(period_s), SPIN, *(["--present"] if server.is_real else [])]
     with Swarm("idle", server, setting.cpus, connections=connections, tokens=tokens, options=options) as swarm:
         time.sleep(setting.seconds(SETTLE_S, 0.3))
         growth = procfs.memory(server.pid) - empty
-        run = record(outcome, server, swarm.run(seconds))
+        run = record(setting, outcome, server, swarm.run(seconds))
     if run.connections != connections:
         outcome.faults.append(f"{server.name}: only {run.connections} connections were held")
     if run.unanswered > connections * 0.01 + 1:

@@ -78,6 +78,19 @@ static void read_status(struct frame *frame, const uint8_t *from, const uint8_t 
     frame->has_cursor = find(close, end, "\"cursor\":\"") || find(from, end, "\"cursor\":\"");
 }
 
+/* Every broadcast in a frame of a server that is not ours: some put several into one. */
+static void read_broadcasts(struct frame *frame, const uint8_t *from, const uint8_t *end)
+{
+    while (from < end && (from = memchr(from, '!', (size_t)(end - from)))) {
+        unsigned publisher, change;
+        int found = sscanf((const char *)from++, "!%4u:%10u:", &publisher, &change);
+        if (found != 2 || publisher >= options.publishers)
+            die("a broadcast that nobody sent");
+        frame->kind = BROADCAST;
+        *new_entry(frame) = (struct entry){.publisher = (int32_t)publisher, .rev = change};
+    }
+}
+
 static void understand(struct frame *frame)
 {
     static const struct {
@@ -85,18 +98,13 @@ static void understand(struct frame *frame)
         enum kind kind;
     } kinds[] = {{"welcome", WELCOME},           {"ack", ACK},
                  {"error", ERROR},               {"heartbeat_ack", HEARTBEAT_ACK},
-                 {"user_online_status", STATUS}};
+                 {"user_online_status", STATUS}, {"message", MESSAGE}};
     const uint8_t *end = frame->text + frame->text_length;
     frame->kind = OTHER;
     frame->entry_count = 0;
     frame->full = frame->has_cursor = false;
-    if (frame->text_length && frame->text[0] == '!') {
-        unsigned publisher, change;
-        int found = sscanf((const char *)frame->text, "!%4u:%10u:", &publisher, &change);
-        if (found != 2 || publisher >= options.publishers)
-            die("a broadcast that nobody sent");
-        frame->kind = BROADCAST;
-        *new_entry(frame) = (struct entry){.publisher = (int32_t)publisher, .rev = change};
+    if (!options.real) {
+        read_broadcasts(frame, frame->text, end);
         return;
     }
     const uint8_t *type = find(frame->text, end, "\"type\":\"");

@@ -12,14 +12,17 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from bench.histogram import Histogram
 from bench.load.build import program
-from bench.load.report import BenchError
-from bench.load.servers import Cpus, Server
+from bench.load.servers import Server
+from bench.load.setting import Cpus
+from bench.outcome import BenchError
 
-__all__ = ["Run", "Swarm"]
+__all__ = ["SWARM_MOST", "Run", "Swarm"]
 
 READY_TIMEOUT_S: Final = 150
 END_TIMEOUT_S: Final = 10
+SWARM_MOST: Final = 0.8  #: of its core; beyond, it may have been the swarm that was measured
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: bool  #: something in flight never came
     swarm_cpu: float  #: of one core; a spinning swarm takes all of it
     swarm_busy: float  #: share of the window in which the swarm had work: near 1, it and not the server is the limit
+    slice_s: float = 0.0
+    slices: list[int] = []  #: operations by slice of the window
+    histogram: Histogram | None = None
 
     receivers: int = 0
     rounds: int = 0
@@ -72,6 +78,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     begin_ns: int = 0  #: of a storm, by the monotonic clock: the first was cut
     begun_ns: int = 0  #: everybody was cut, and had asked for a new connection
     back_ns: int = 0  #: the last one was back
+
+    @property
+    def swarm_share(self) -> float:
+        """Of its core that the swarm needed: one that polls uses all of it, and needs it when it has work."""
+        return min(self.swarm_busy, self.swarm_cpu)
+
+    @property
+    def counts(self) -> bool:
+        """False when the swarm may have been the limit."""
+        return self.swarm_share <= SWARM_MOST
 
     @property
     def us_per_operation(self) -> float:
@@ -124,7 +140,7 @@ class Swarm:
             *(str(program("swarm")), mode, "--port", str(server.port), "--server-pid", str(server.pid)),
             *("--connections", str(connections), "--publishers", str(publishers)),
             *("--tokens", str(tokens), "--observer-token", observer_token),
-            *(["--real"] if server.is_real else []),
+            *(["--real"] if server.is_real else ["--dialect", server.dialect]),
             *options,
         ]
         self._buffer = b""
@@ -149,7 +165,7 @@ class Swarm:
         self._end()
 
     def run(self, amount: float, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0) -> Run:
-        """`amount` is seconds; for handshakes it is how many. `payload_bytes` and `pace_ms` are for fanout."""
+        """`amount` is seconds, for handshakes how many; `payload_bytes` is for fanout; on the pace see `swarm.c`."""
         self.begin(amount, warmup_s=warmup_s, payload_bytes=payload_bytes, pace_ms=pace_ms)
         return self.result(amount + warmup_s + 60)
 
@@ -157,9 +173,17 @@ class Swarm:
         self, amount: float = 0, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0, freeze: int = 0
     ) -> None:
         """A run starts; its result must be fetched before the next one. `freeze` is for sync: how many readers."""
+        self._server.loaded.set()
+        self._say(f"run {amount} {warmup_s} {payload_bytes or freeze} {pace_ms}")
+
+    def use(self, mode: str, active: int = 0) -> None:
+        """The same links in another mode; of the publishers `active` publish."""
+        self._say(f"use {mode} {active}")
+
+    def _say(self, command: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"run {amount} {warmup_s} {payload_bytes or freeze} {pace_ms}\n".encode())
+        self._process.stdin.write(f"{command}\n".encode())
         self._process.stdin.flush()
 
     def result(self, timeout_s: float) -> Run:

@@ -16,10 +16,12 @@ import msgspec
 from bench.load import procfs
 from bench.load.crowd import right
 from bench.load.driver import Run, Swarm
-from bench.load.report import Bar, Outcome
-from bench.load.scenarios import COMMON, COST_COLUMNS, SILENCE, SPIN, Setting, alternate, complaints, fan, record
+from bench.load.pairs import COMMON, COST_COLUMNS, SILENCE, SPIN, add_bar, alternate, complaints, record
+from bench.load.scenarios import fan
 from bench.load.servers import LONG_SILENCE, Server, real
+from bench.load.setting import Setting
 from bench.load.tokens import host_names, token, user_names, write_tokens
+from bench.outcome import Bar, Outcome
 
 __all__ = ["deflate", "slow_readers", "storm"]
 
@@ -42,13 +44,14 @@ def slow_readers(setting: Setting) -> Outcome:
         "TLS, a real network; the time the swarm takes to read is in the latency",
         f"{observers} observers, {hosts} hosts, {rate} changes a second in all, open loop; {pairs} pairs of {seconds} s"
         f" with and without {frozen} more who freeze for {seconds + warmup_s:.0f} s; {COMMON}, {SILENCE}",
-        ("p99 of who reads, ms", "best", "median", "worst", "p50", "cores", "swarm busy"),
+        ["p99 of who reads, ms", "best", "median", "worst", "p50", "cores", "swarm busy"],
     )
     tokens = write_tokens(setting.directory / "slow-readers", host_names(hosts))
     runs: tuple[list[Run], list[Run]] = ([], [])
     losses = procfs.network_losses()
     memory: tuple[list[int], list[int]] = ([], [])  #: in the worker and in its sockets, shortly before the thaw
-    with real(setting.cpus, setting.directory, LONG_SILENCE) as ours:
+    setting.progress.expect(2 * pairs)
+    with real(setting, LONG_SILENCE) as ours:
         with Swarm(
             *("sync", ours, setting.cpus),
             connections=observers,
@@ -64,7 +67,8 @@ def slow_readers(setting: Setting) -> Outcome:
                     time.sleep(warmup_s + seconds * 0.95)
                     user, (kernel, _) = procfs.memory(ours.pid), procfs.socket_memory(ours.port)
                     memory[with_frozen].append(user.pss + kernel)
-                    run = record(outcome, ours, swarm.result(60))
+                    run = record(setting, outcome, ours, swarm.result(60))
+                    outcome.add_histogram(("nobody frozen", f"{frozen} frozen")[with_frozen], run.histogram)
                     outcome.runs[-1] |= {"frozen": frozen * with_frozen, "pss": user.pss, "sockets": kernel}
                     runs[with_frozen].append(run)
                     if run.changes < rate * (seconds + warmup_s) * 0.98:
@@ -77,7 +81,11 @@ def slow_readers(setting: Setting) -> Outcome:
         outcome.rows.append(
             [name, *(f"{ms:.1f}" for ms in (min(late), median(late), max(late), middle)), f"{cores:.2f}", f"{busy:.2f}"]
         )
-    ratios = [with_.p99_ms / without.p99_ms for without, with_ in zip(*runs, strict=True)]
+    ratios = [
+        with_.p99_ms / without.p99_ms
+        for without, with_ in zip(*runs, strict=True)
+        if setting.quick or (without.counts and with_.counts)
+    ]
     best = [min(run.p99_ms for run in some) for some in runs]
     each_kb = max(a - b for b, a in zip(*memory, strict=True)) / frozen / 1000
     outcome.notes += [
@@ -90,14 +98,18 @@ def slow_readers(setting: Setting) -> Outcome:
         f"a reader that thawed was sent at most {max(run.thawing_frames for run in runs[1])} frames, of "
         f"{runs[1][-1].frames / observers:.0f} that the others got in the window",
     ]
-    ratio = median(ratios)
+    outcome.figure("p99 of who reads beside frozen readers, beside that without", "times", ratios)
+    add_bar(
+        outcome,
+        f"p99 of who reads at most {SLOWER_BAR} times that without the frozen (here {{}})",
+        ratios,
+        lambda ratio: ratio <= SLOWER_BAR,
+    )
     outcome.bars += [
-        Bar(f"p99 of who reads at most {SLOWER_BAR} times that without the frozen (here {ratio:.2f})",
-            ratio <= SLOWER_BAR),
         Bar(f"under {FROZEN_BAR_KB} KB of the server's side a frozen reader (here {each_kb:.0f} at worst)",
             each_kb < FROZEN_BAR_KB, by_time=False),
     ]  # fmt: skip
-    right(outcome, *runs[0], *runs[1])
+    right(outcome, "all runs", *runs[0], *runs[1])
     return outcome
 
 
@@ -114,12 +126,12 @@ def deflate(setting: Setting) -> Outcome:
         "TLS, a real network, slow readers; what clients save in bytes",
         f"{observers} observers with permessage-deflate, {hosts} hosts that change at once; "
         f"{pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
-        COST_COLUMNS,
+        list(COST_COLUMNS),
     )
-    runs, paced, payload = fan(setting, outcome, observers, hosts, pairs, seconds, warmup_s, ["--deflate"])
-    outcome.rows += runs.rows()
-    outcome.rows.append(paced.rows(("", "C limit, at our pace"))[1])
-    outcome.notes += [runs.note(), f"with C at our pace: {paced.note()}"]
+    runs, payload = fan(setting, outcome, observers, hosts, pairs, seconds, warmup_s, ["--deflate"])
+    outcome.rows += runs.rows(("fastpresence", "C limit, at our pace"))
+    outcome.notes.append(runs.note())
+    runs.figures(outcome, "a delivery of 4 KB, compressed")
     frames = sum(run.frames for run in runs.ours)
     per_frame = sum(run.entries for run in runs.ours) / max(1, frames)
     plain = _inflated(outcome, runs.ours[-1], hosts)
@@ -128,11 +140,12 @@ def deflate(setting: Setting) -> Outcome:
         f"{100 * sum(run.compressed for run in runs.ours) / max(1, frames):.1f} % of the frames compressed"
     )
     _beside_plain(setting, outcome, observers, payload, pairs, seconds, warmup_s)
-    ratio = median(runs.ratios())
-    outcome.bars.append(
-        Bar(f"server CPU a delivery at most {DEFLATE_BAR} times C's send of the same bytes (here {ratio:.2f})",
-            ratio <= DEFLATE_BAR)
-    )  # fmt: skip
+    add_bar(
+        outcome,
+        f"server CPU a delivery at most {DEFLATE_BAR} times C's send of the same bytes (here {{}})",
+        runs.ratios(),
+        lambda ratio: ratio <= DEFLATE_BAR,
+    )
     return outcome
 
 
@@ -150,8 +163,8 @@ def _beside_plain(
 
     tokens = write_tokens(setting.directory / "deflate", host_names(hosts))
     with (
-        real(setting.cpus, setting.directory, LONG_SILENCE) as ours,
-        real(setting.cpus, setting.directory, LONG_SILENCE) as other,
+        real(setting, LONG_SILENCE) as ours,
+        real(setting, LONG_SILENCE) as other,
     ):
         with plainly(other, 10, host_names(2)) as swarm:
             padding = "x" * min(120, max(0, (payload - swarm.run(0.2).payload_bytes) // 2))
@@ -160,15 +173,12 @@ def _beside_plain(
             plainly(other, observers, [name + padding for name in host_names(2)]) as plain,
         ):
             runs = alternate(
-                *(outcome, ((ours, squeezed), (other, plain)), pairs),
+                *(setting, outcome, ((ours, squeezed), (other, plain)), pairs),
                 lambda swarm: swarm.run(seconds, warmup_s=warmup_s),
             )
     outcome.rows += runs.rows(("ours, compressed", "ours, plain"))
-    ratios = sorted(runs.ratios())
-    outcome.notes.append(
-        f"beside a delta of two hosts of our own with {runs.limit[-1].payload_bytes} bytes, not compressed: "
-        f"median of {pairs} pairs {median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    )
+    beside = f"beside a delta of two hosts of our own with {runs.limit[-1].payload_bytes} bytes, not compressed"
+    outcome.notes.append(runs.note(beside))
 
 
 def _inflated(outcome: Outcome, run: Run, hosts: int) -> int:
@@ -196,7 +206,7 @@ def storm(setting: Setting) -> Outcome:
         f"{clients} present users, a device each, in {processes} processes, {hosts} hosts in the snapshot, no cursor, "
         f"{rounds} rounds; "
         f"log.level warning (the default is info), {COMMON}",
-        ("round", "all back, s", "p50, s", "bystander worst", "its p99", "server cores", "swarm cores", "PSS after"),
+        ["round", "all back, s", "p50, s", "bystander worst", "its p99", "server cores", "swarm cores", "PSS after"],
     )
     tokens = write_tokens(setting.directory / "storm-hosts", host_names(hosts))
     beats = ["--present", "--period", "20"]
@@ -206,7 +216,7 @@ def storm(setting: Setting) -> Outcome:
     growth: list[int] = []
     times: list[float] = []
     worst: list[float] = []
-    with real(setting.cpus, setting.directory, {}) as ours, contextlib.ExitStack() as swarms:
+    with real(setting, {}) as ours, contextlib.ExitStack() as swarms:
         up = partial(Swarm, server=ours, cpus=setting.cpus)
         swarms.enter_context(up("idle", connections=hosts, tokens=tokens, options=beats))
         alone = write_tokens(setting.directory / "storm-bystander", ["bystander"])
@@ -231,6 +241,8 @@ def storm(setting: Setting) -> Outcome:
             outcome.rows[-1] = [str(i + 1), *outcome.rows[-1], f"{growth[-1] / 1e6:.2f} MB"]
             outcome.runs[-1] |= {"round": i + 1, "pss": growth[-1]}
         complaints(outcome, ours)
+    outcome.figure("all back", "s", times)
+    outcome.figure("a bystander's worst round trip", "ms", worst)
     percent = 100 * (growth[2] - growth[1]) / growth[1]
     outcome.notes.append(f"the bystander before the first round: p99 {calm.p99_ms:.1f} ms, worst {calm.max_ms:.1f} ms")
     outcome.bars += [
@@ -256,7 +268,10 @@ def _round(
     server_cores = (procfs.cpu_ns(ours.pid) - before) / 1e9 / (time.monotonic() - began)
     pulsed = pulse.result(watch_s + 60)
     for run in (*runs, pulsed):
-        record(outcome, ours, run)
+        record(setting, outcome, ours, run)
+        outcome.add_histogram(
+            "until a client is back" if run is not pulsed else "a bystander's round trip", run.histogram
+        )
     seconds = (max(run.back_ns for run in runs) - min(run.begin_ns for run in runs)) / 1e9
     swarm_cores = sum(run.swarm_cpu * run.seconds for run in runs) / seconds
     if seconds > watch_s - 0.5:

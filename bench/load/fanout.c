@@ -65,7 +65,7 @@ static void next_change(uint32_t index)
     memset(text, '.', sizeof text);
     int size = snprintf(text, sizeof text, "!%04u:%010u:", index, p->change);
     text[size] = '.';
-    link_send(&links[index], text, message_bytes > (uint32_t)size ? message_bytes : (uint32_t)size);
+    dialect->publish(&links[index], text, message_bytes > (uint32_t)size ? message_bytes : (uint32_t)size);
 }
 
 static void start(double amount, uint32_t bytes)
@@ -80,7 +80,7 @@ static void start(double amount, uint32_t bytes)
             publishers[i].seen_by[0] = publishers[i].seen_by[1] = receivers;
     }
     message_bytes = bytes;
-    for (uint32_t i = 0; i < options.publishers; i++)
+    for (uint32_t i = 0; i < options.active; i++)
         if (may_change(&publishers[i]))
             next_change(i);
 }
@@ -96,13 +96,13 @@ static void saw(struct link *link, uint32_t index, uint32_t change)
         rounds++;
         round_ns += now_ns() - p->sent_at[side];
     }
-    if (driving && !options.pace_ms && may_change(p))
+    if (driving && !options.pace_ms && index < options.active && may_change(p))
         next_change(index);
 }
 
 static void turn(uint64_t now)
 {
-    for (uint32_t i = 0; options.pace_ms && i < options.publishers; i++)
+    for (uint32_t i = 0; options.pace_ms && i < options.active; i++)
         if (may_change(&publishers[i]) &&
             now >= publishers[i].sent_at[publishers[i].change & 1] + (uint64_t)(options.pace_ms * NS_MS))
             next_change(i);

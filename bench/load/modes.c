@@ -7,12 +7,15 @@
 
 static void beat(struct link *link)
 {
-    link_say(link, "heartbeat", "");
+    if (options.real)
+        link_say(link, "heartbeat", "");
+    else
+        dialect->beat(link);
 }
 
 static bool is_answer(const struct frame *frame)
 {
-    return frame->kind == HEARTBEAT_ACK || !options.real;
+    return options.real ? frame->kind == HEARTBEAT_ACK : dialect->answers(frame);
 }
 
 static void no_ready(struct link *link)
@@ -20,29 +23,52 @@ static void no_ready(struct link *link)
     (void)link;
 }
 
-/* ---- heartbeats: every link has one beat in flight, and sends the next when its answer comes */
+/* ---- heartbeats: every link has one beat in flight, and sends the next when its answer comes; with a pace all of them
+ * at once, every so often, but for those whose last one has no answer yet */
 
 static uint32_t in_flight;
+static uint64_t wave_ns;
+
+static void heartbeats_wave(void)
+{
+    for (uint32_t i = 0; i < link_count; i++) {
+        if (links[i].waits)
+            continue;
+        links[i].waits = true;
+        in_flight++;
+        beat(&links[i]);
+    }
+}
 
 static void heartbeats_start(double amount, uint32_t bytes)
 {
     (void)amount, (void)bytes;
-    in_flight = link_count;
-    for (uint32_t i = 0; i < link_count; i++)
-        beat(&links[i]);
+    wave_ns = now_ns();
+    heartbeats_wave();
+}
+
+static void heartbeats_turn(uint64_t now)
+{
+    uint64_t pace_ns = (uint64_t)(options.pace_ms * NS_MS);
+    if (!pace_ns || now - wave_ns < pace_ns)
+        return;
+    wave_ns += (now - wave_ns) / pace_ns * pace_ns;
+    heartbeats_wave();
 }
 
 static void heartbeats_frame(struct link *link, const struct frame *frame)
 {
-    if (!is_answer(frame))
+    if (!link->waits || !is_answer(frame))
         return;
     counters.operations++;
     counters.frames++;
     counters.frame_bytes += frame->length + (frame->length < 126 ? 2 : 4);
-    if (driving)
+    if (driving && !options.pace_ms) {
         beat(link);
-    else
-        in_flight--;
+        return;
+    }
+    link->waits = false;
+    in_flight--;
 }
 
 static bool heartbeats_busy(void)
@@ -53,6 +79,7 @@ static bool heartbeats_busy(void)
 const struct mode heartbeats_mode = {
     .name = "heartbeats",
     .start = heartbeats_start,
+    .turn = heartbeats_turn,
     .frame = heartbeats_frame,
     .busy = heartbeats_busy,
     .ready = no_ready,
@@ -65,12 +92,14 @@ const struct mode heartbeats_mode = {
  */
 
 static uint32_t wanted, begun, next_token;
+static uint64_t begin_ns;
 
 static void handshakes_start(double amount, uint32_t bytes)
 {
     (void)bytes;
     wanted = (uint32_t)amount;
     begun = 0;
+    begin_ns = now_ns();
     counters.operations = 0;
     if (token_count() && next_token + wanted > token_count())
         die("%u tokens are not enough for another %u handshakes", token_count(), wanted);
@@ -78,9 +107,8 @@ static void handshakes_start(double amount, uint32_t bytes)
 
 static void handshakes_turn(uint64_t now)
 {
-    (void)now;
     for (uint32_t i = 0; i < link_count && begun < wanted; i++) {
-        if (links[i].phase != CLOSED)
+        if (links[i].phase != CLOSED || (double)(now - begin_ns) < begun * options.pace_ms * NS_MS)
             continue;
         link_name(&links[i], next_token++);
         begun++;
@@ -186,12 +214,29 @@ static void idle_report(void)
     printf(", \"connections\": %u, \"unanswered\": %lld", ready_count, (long long)unanswered);
 }
 
+/* Link i watches the users `other_N` from N = i * watches on: nobody is watched twice. */
+static void idle_ready(struct link *link)
+{
+    static char text[64 * 1024];
+    size_t size = 0;
+    if (!options.watches)
+        return;
+    size += (size_t)sprintf(text, "{\"type\":\"subscribe\",\"user_ids\":[");
+    for (uint32_t i = 0; i < options.watches; i++) {
+        if (size + 64 > sizeof text)
+            die("%u watches are too many for one frame", options.watches);
+        size += (size_t)sprintf(text + size, "%s\"other_%u\"", i ? "," : "", link->index * options.watches + i);
+    }
+    size += (size_t)sprintf(text + size, "]}");
+    link_send(link, text, size);
+}
+
 const struct mode idle_mode = {
     .name = "idle",
     .start = idle_start,
     .frame = idle_frame,
     .busy = idle_busy,
-    .ready = no_ready,
+    .ready = idle_ready,
     .report = idle_report,
     .idle = idle_turn,
 };

@@ -22,10 +22,11 @@ from cryptography.x509.oid import NameOID
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from bench.load import procfs
-from bench.load.report import BenchError, Outcome
-from bench.load.scenarios import COMMON, SILENCE, Setting, complaints
+from bench.load.pairs import COMMON, SILENCE, complaints
 from bench.load.servers import LONG_SILENCE, Server, real
+from bench.load.setting import Setting
 from bench.load.tokens import token
+from bench.outcome import BenchError, Outcome
 
 __all__ = ["tls"]
 
@@ -86,6 +87,7 @@ class Crowd:
     async def measure(self, begin: Callable[[], None], seconds: float, warmup_s: float) -> tuple[float, float, float]:
         """Server CPU an operation in microseconds, operations a second, and this process's share of its core."""
         self.driving = True
+        self.server.loaded.set()
         begin()
         await asyncio.sleep(warmup_s)
         operations, cpu = self.operations, procfs.cpu_ns(self.server.pid)
@@ -146,13 +148,13 @@ def tls(setting: Setting) -> Outcome:
         "What does TLS cost the server: a heartbeat and its answer, a delivery, a newcomer, a connection's memory?",
         "a real network, handshakes that resume a session; clients are Python, so rates are theirs",
         f"{clients} present users and a host, TLS 1.3, ECDSA P-256; {pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
-        ("server CPU, µs", "best", "median", "worst", "a second", "client busy"),
+        ["server CPU, µs", "best", "median", "worst", "a second", "client busy"],
     )
     cert, key = certificate(setting.directory)
     paths = {"FASTPRESENCE_SERVER_TLS_CERT": str(cert), "FASTPRESENCE_SERVER_TLS_KEY": str(key)}
     with (
-        real(setting.cpus, setting.directory, LONG_SILENCE) as plain,
-        real(setting.cpus, setting.directory, LONG_SILENCE | paths) as secure,
+        real(setting, LONG_SILENCE) as plain,
+        real(setting, LONG_SILENCE | paths) as secure,
     ):
         uvloop.run(_measure(outcome, plain, secure, clients, pairs, seconds, warmup_s))
         complaints(outcome, plain)
@@ -185,6 +187,8 @@ async def _measure(
                     ]
                 )
             ratios = sorted(t[0] / p[0] for p, t in zip(*runs, strict=True))
+            outcome.figure(f"{name} over TLS", "µs CPU", [cost for cost, _, _ in runs[1]])
+            outcome.figure(f"{name} over TLS, beside plain", "times", ratios)
             outcome.notes.append(
                 f"{name}: TLS / plain: median of {pairs} pairs {median(ratios):.2f} "
                 f"({ratios[0]:.2f} to {ratios[-1]:.2f})"

@@ -17,18 +17,22 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from bench.load import procfs
 from bench.load.build import program
-from bench.load.report import BenchError
+from bench.load.sampler import Sampler
+from bench.load.setting import Setting
 from bench.load.tokens import SECRET
+from bench.outcome import BenchError
 
-__all__ = ["LIMITS_OFF", "LONG_SILENCE", "Cpus", "Server", "real", "rival"]
+__all__ = ["API_KEY", "LIMITS_OFF", "LONG_SILENCE", "Server", "end", "limit", "real"]
 
 START_TIMEOUT_S: Final = 20
 END_TIMEOUT_S: Final = 10
@@ -43,19 +47,6 @@ LONG_SILENCE: Final = {
 
 
 @dataclass(frozen=True)
-class Cpus:
-    """Who runs where. With one CPU both are the same, and figures mean little."""
-
-    server: int
-    swarm: int
-
-    @classmethod
-    def allowed(cls) -> "Cpus":
-        cpus = sorted(os.sched_getaffinity(0))
-        return cls(cpus[0], cpus[-1])
-
-
-@dataclass(frozen=True)
 class Server:
     """A running server. `pid` is the process that holds the sockets."""
 
@@ -64,6 +55,13 @@ class Server:
     pid: int
     is_real: bool
     log: Path | None = None
+    dialect: str = "raw"  #: how the swarm speaks to it when it is not real
+    sampler: Sampler | None = None
+    loaded: threading.Event = field(default_factory=threading.Event)  #: set when the first run begins
+
+    def sampled(self) -> AbstractContextManager[None]:
+        """Its memory is looked at while the context lasts."""
+        return self.sampler.running() if self.sampler is not None else contextlib.nullcontext()
 
     def complaints(self) -> list[str]:
         """What the server logged: at this level, nothing good."""
@@ -74,25 +72,28 @@ class Server:
 
 
 @contextlib.contextmanager
-def rival(cpus: Cpus) -> Iterator[Server]:
+def limit(setting: Setting) -> Iterator[Server]:
     """The C limit."""
     process = subprocess.Popen(
         [str(program("epoll_server")), "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        procfs.pin(process.pid, cpus.server)
+        procfs.pin(process.pid, setting.cpus.server)
         assert process.stdout is not None
         words = process.stdout.readline().split()
         if len(words) != 2:
             raise BenchError("the C server did not start")
-        yield Server("C limit", int(words[1]), process.pid, is_real=False)
+        server = Server("C limit", int(words[1]), process.pid, is_real=False, sampler=Sampler(process.pid))
+        with server.sampled():
+            yield server
     finally:
-        _end(process)
+        end(process)
 
 
 @contextlib.contextmanager
-def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
+def real(setting: Setting, settings: Mapping[str, str]) -> Iterator[Server]:
     """fastpresence with one worker, no database, and `settings` (environment variables) on top."""
+    cpus, directory = setting.cpus, setting.directory
     env = {name: value for name, value in os.environ.items() if not name.startswith("FASTPRESENCE_")}
     env |= {
         "FASTPRESENCE_AUTH_TOKEN_KEYS": f"k1:{SECRET}",
@@ -117,9 +118,11 @@ def real(cpus: Cpus, directory: Path, settings: Mapping[str, str]) -> Iterator[S
         procfs.pin(process.pid, cpus.swarm)
         port, worker = _wait_until_up(process, log, secure="FASTPRESENCE_SERVER_TLS_CERT" in settings)
         procfs.pin(worker, cpus.server)
-        yield Server("fastpresence", port, worker, is_real=True, log=log)
+        server = Server("fastpresence", port, worker, is_real=True, log=log, sampler=Sampler(worker))
+        with server.sampled(), setting.observe(server) if setting.observe else contextlib.nullcontext():
+            yield server
     finally:
-        _end(process)
+        end(process)
         if worker is not None:
             _end_orphan(worker)
 
@@ -159,7 +162,8 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
 
 
-def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+def end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+    """Its end, by its own id: asked first, then made."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -70,6 +70,7 @@ static void storm_report(void)
     printf(", \"connections\": %u, \"begin_ns\": %llu, \"begun_ns\": %llu, \"back_ns\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f", ready_count,
            (unsigned long long)begin_ns, (unsigned long long)begun_ns, (unsigned long long)back_ns, (double)histogram_at(&times, 0.5) / NS_MS,
            (double)histogram_at(&times, 0.99) / NS_MS);
+    histogram_print(&times);
 }
 
 const struct mode storm_mode = {
@@ -144,6 +145,7 @@ static void pulse_report(void)
     printf(", \"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"max_ms\": %.3f", (unsigned long long)times.count,
            (double)histogram_at(&times, 0.5) / NS_MS, (double)histogram_at(&times, 0.99) / NS_MS,
            (double)times.max / NS_MS);
+    histogram_print(&times);
 }
 
 const struct mode pulse_mode = {

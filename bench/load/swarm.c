@@ -2,24 +2,29 @@
  *
  *   swarm MODE --port P --connections N [--real] [--present] [--tokens FILE] [--observer-token T] [--publishers P]
  *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin] [--deflate] [--eager]
- *              [--freezing F] [--snapshot ENTRIES] [--device NAME] [--server-pid PID]
+ *              [--freezing F] [--snapshot ENTRIES] [--watches K] [--device NAME] [--server-pid PID]
+ *              [--dialect NAME] [--distinct]
  *
- * MODE: heartbeats, fanout, sync, handshakes, idle, storm, pulse. --real: the server speaks the protocol (else it echoes and
+ * MODE: heartbeats, fanout, sync, handshakes, idle, storm, pulse, churn, messages. --real: the server speaks the protocol (else it echoes and
  * broadcasts). --present: links say user_online first (publishers always do), as --device when given. --deflate: links
- * offer compression and insist on it. --server-pid: whose CPU time a run is charged with. The rest is of one mode each
+ * offer compression and insist on it. --distinct: every link is a present user of its own and hears the public, with
+ * --publishers too. --dialect: how a server that is not --real is spoken to. --server-pid: whose CPU time a run is charged with. The rest is of one mode each
  * and told there.
  *
  *   it prints                          it reads
  *   {"ready": N, "seconds": S}
  *                                      run AMOUNT WARMUP BYTES PACE
  *   {"mode": ..., "operations": ...}
+ *                                      use MODE ACTIVE      (the same links in another mode; fanout: so many publish)
  *                                      quit      (or the end of the input)
  *
  * AMOUNT and WARMUP are seconds (handshakes: how many; storm: nothing; neither warms up), BYTES the payload of a
- * broadcast (sync: how many readers freeze), PACE the milliseconds between two changes of one publisher (0: none). A run drives, lets WARMUP pass, measures for AMOUNT,
+ * broadcast (sync: how many readers freeze), PACE the milliseconds between two changes of one publisher, two beats of
+ * one link or two newcomers (0: none; the next comes when the last one is answered). A run drives, lets WARMUP pass, measures for AMOUNT,
  * then waits for what is in flight. CPU time of the server is the sum of the nanoseconds its threads were on a CPU
  * (schedstat), read in the same turn as the counters. On quit present links close with 1000 and the rest are reset. The
- * swarm's own share: `swarm_busy` is the part of the time in which it had work.
+ * swarm's own share: `swarm_busy` is the part of the time in which it had work, turns in which it looked in vain left out. `slices` are the operations of each
+ * `slice_s` of the window.
  */
 #define _GNU_SOURCE
 #include "swarm.h"
@@ -36,19 +41,23 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVENTS = 512, DRAIN_S = 30 };
+enum { EVENTS = 512, DRAIN_S = 30, SLICES = 256 };
 
 struct options options = {.parallel = 64, .period_s = 30, .observer_token = "none"};
 struct counters counters;
+const struct dialect *dialect = &raw_dialect;
 struct link *links;
 uint32_t link_count, ready_count, connecting_count;
 bool driving;
 const struct mode *mode;
 
 static const struct mode *const modes[] = {&heartbeats_mode, &handshakes_mode, &idle_mode,  &fanout_mode,
-                                             &sync_mode,       &storm_mode,      &pulse_mode};
+                                             &sync_mode,       &storm_mode,      &pulse_mode, &churn_mode,
+                                             &messages_mode};
 static int epoll_fd;
 static uint64_t idle_ns;
+static uint64_t slice_ns, slice_begin_ns, slices[SLICES], slice_before; /* of the window; slice_ns 0: there is none */
+static uint32_t slice_count;
 static bool quitting;
 static char commands[256]; /* what has come of the next command line */
 static size_t command_length;
@@ -113,6 +122,35 @@ static uint64_t own_cpu_ns(void)
     return (uint64_t)t.tv_sec * NS_S + (uint64_t)t.tv_nsec;
 }
 
+/* The buckets that are not empty, as [index, count]. */
+void histogram_print(const struct histogram *h)
+{
+    const char *comma = "";
+    printf(", \"histogram\": {\"max_ns\": %llu, \"buckets\": [", (unsigned long long)h->max);
+    for (uint32_t i = 0; i < HISTOGRAM_SIZE; i++) {
+        if (h->buckets[i])
+            printf("%s[%u,%llu]", comma, i, (unsigned long long)h->buckets[i]), comma = ",";
+    }
+    printf("]}");
+}
+
+static void slice(uint64_t now)
+{
+    while (slice_ns && slice_count < SLICES && now - slice_begin_ns >= slice_ns) {
+        slices[slice_count++] = counters.operations - slice_before;
+        slice_before = counters.operations;
+        slice_begin_ns += slice_ns;
+    }
+}
+
+static void begin_slices(double seconds)
+{
+    slice_ns = (uint64_t)((seconds > 10 ? seconds / 100 : 0.1) * NS_S);
+    slice_begin_ns = now_ns();
+    slice_before = counters.operations;
+    slice_count = 0;
+}
+
 static void read_commands(void)
 {
     ssize_t got = read(0, commands + command_length, sizeof commands - 1 - command_length);
@@ -126,7 +164,9 @@ static void read_commands(void)
 static void turn(int timeout_ms)
 {
     struct epoll_event events[EVENTS];
-    uint64_t before = now_ns();
+    static uint64_t begin;
+    uint64_t sent = counters.sent;
+    uint32_t connecting = connecting_count;
     int count = epoll_wait(epoll_fd, events, EVENTS, timeout_ms);
     if (count < 0 && errno != EINTR)
         die("epoll_wait: %s", strerror(errno));
@@ -137,12 +177,15 @@ static void turn(int timeout_ms)
             read_commands();
     }
     uint64_t now = now_ns();
-    if (count <= 0)
-        idle_ns += now - before;
     if (driving && mode->turn)
         mode->turn(now);
     if (mode->idle)
         mode->idle(now);
+    slice(now);
+    uint64_t end = now_ns();
+    if (count <= 0 && counters.sent == sent && connecting_count == connecting)
+        idle_ns += end - begin;
+    begin = end;
 }
 
 static void bring_up(void)
@@ -180,10 +223,13 @@ static void run(double amount, double warmup_s, uint32_t bytes)
         mode->window(true);
     struct counters before = counters;
     uint64_t server = server_cpu_ns(), own = own_cpu_ns(), idle = idle_ns, begin = now_ns();
+    begin_slices(mode->counts ? 0 : amount);
     drive(mode->counts ? 0 : begin + (uint64_t)(amount * NS_S));
     uint64_t end = now_ns();
     struct counters after = counters;
     server = server_cpu_ns() - server, own = own_cpu_ns() - own, idle = idle_ns - idle;
+    double slice_s = (double)slice_ns / NS_S;
+    slice_ns = 0;
     if (mode->window)
         mode->window(false);
 
@@ -202,21 +248,40 @@ static void run(double amount, double warmup_s, uint32_t bytes)
            (unsigned long long)(after.compressed - before.compressed), (unsigned long long)counters.errors,
            (unsigned long long)counters.lost, mode->busy() ? "true" : "false", (double)own / (double)(end - begin),
            1 - (double)idle / (double)(end - begin));
+    printf(", \"slice_s\": %.3f, \"slices\": [", slice_s);
+    for (uint32_t i = 0; i < slice_count; i++)
+        printf("%s%llu", i ? "," : "", (unsigned long long)slices[i]);
+    printf("]");
     if (mode->report)
         mode->report();
     printf("}\n");
     fflush(stdout);
 }
 
+/* Takes another mode, or another number of publishers: nothing is in flight between two runs. */
+static void use(const char *name, uint32_t active)
+{
+    const struct mode *found = NULL;
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (!strcmp(name, modes[i]->name))
+            found = modes[i];
+    if (!found || found->passing || active > options.publishers)
+        die("cannot use %s with %u publishers", name, active);
+    mode = found;
+    options.active = active;
+}
+
 static void obey(void)
 {
     double amount, warmup_s, pace_ms;
-    unsigned bytes;
-    char *newline;
+    unsigned bytes, active;
+    char *newline, name[32];
     while (!quitting && (newline = memchr(commands, '\n', command_length))) {
         *newline = 0;
         if (!strcmp(commands, "quit"))
             quitting = true;
+        else if (sscanf(commands, "use %31s %u", name, &active) == 2)
+            use(name, active);
         else if (sscanf(commands, "run %lf %lf %u %lf", &amount, &warmup_s, &bytes, &pace_ms) != 4)
             die("not a command: %s", commands);
         size_t used = (size_t)(newline + 1 - commands);
@@ -263,7 +328,8 @@ static void parse(int argc, char **argv)
             bool *on;
         } switches[] = {{"--real", &options.real},       {"--spin", &options.spin},
                         {"--present", &options.present}, {"--publishers-public", &options.publishers_public},
-                        {"--deflate", &options.deflate}, {"--eager", &options.eager}};
+                        {"--deflate", &options.deflate}, {"--eager", &options.eager},
+                        {"--distinct", &options.distinct}};
         bool found = false;
         for (size_t j = 0; j < sizeof switches / sizeof *switches; j++)
             if (!strcmp(flag, switches[j].name))
@@ -287,6 +353,10 @@ static void parse(int argc, char **argv)
             options.freezing = (uint32_t)atoi(value);
         else if (!strcmp(flag, "--snapshot"))
             options.snapshot = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--watches"))
+            options.watches = (uint32_t)atoi(value);
+        else if (!strcmp(flag, "--dialect"))
+            dialect = dialect_named(value);
         else if (!strcmp(flag, "--device"))
             options.device = value;
         else if (!strcmp(flag, "--period"))
@@ -311,6 +381,10 @@ static void parse(int argc, char **argv)
         die("this mode needs --publishers");
     if (mode == &sync_mode && (!options.real || options.rate <= 0))
         die("this mode needs --real and --rate");
+    if ((mode == &churn_mode || mode == &messages_mode) && options.rate <= 0)
+        die("this mode needs --rate");
+    options.active = options.publishers;
+    options.publishers_public |= options.distinct;
     if (options.freezing && mode != &sync_mode)
         die("only observers of the mode sync freeze");
 }
@@ -334,7 +408,7 @@ int main(int argc, char **argv)
     link_count = options.publishers + options.freezing + (mode->passing ? options.parallel : options.connections);
     links = zeroed(link_count, sizeof *links);
     for (uint32_t i = 0; i < link_count; i++) {
-        bool shared = options.publishers && i >= options.publishers;
+        bool shared = options.publishers && i >= options.publishers && !options.distinct;
         links[i] = (struct link){.fd = -1, .index = i};
         links[i].role = !shared && (options.present || options.publishers) ? PRESENT : OBSERVER;
         if (shared)

@@ -3,7 +3,9 @@
  *   swarm.c   flags, the loop, the commands of the driver, the report
  *   wire.c    links: connect, upgrade, frames out and in, the careful end
  *   decode.c  what a frame of the server says; each distinct frame is read once         inflate.c  compressed ones
+ *   dialect.c the same four words (join, say, beat, hear) as other servers want them said
  *   modes.c   heartbeats, handshakes, idle     fanout.c  fanout     sync.c  sync     storm.c  storm, pulse
+ *   life.c    churn, messages
  *
  * One thread, no locks. Every failure that would make a figure wrong ends the process with one line that says so.
  */
@@ -28,7 +30,7 @@ struct link {
     uint8_t phase, role;
     bool leaving;              /* we said goodbye: its end is no failure */
     bool has_ack, has_snapshot; /* what came of the greeting */
-    bool waits;                /* pulse: a heartbeat is in flight */
+    bool waits;                /* a heartbeat is in flight, or the link is away */
     struct waiting *in;        /* the front of a frame; rare */
     const char *token, *user;  /* into the tokens file */
     uint64_t mark;             /* the mode's own: when sent, which round */
@@ -40,7 +42,9 @@ struct options {
     uint32_t connections, publishers, parallel;
     uint32_t freezing;         /* sync: links beyond `connections` that come, stop reading and go within a run */
     uint32_t snapshot;         /* storm: entries that a newcomer must be told of */
-    bool real, spin, present, publishers_public, deflate, eager;
+    uint32_t watches;          /* idle: users that each link watches, nobody twice */
+    uint32_t active;           /* fanout: how many of the publishers publish */
+    bool real, spin, present, publishers_public, deflate, eager, distinct;
     double period_s, rate, pace_ms;
 };
 
@@ -50,6 +54,7 @@ struct counters {
 };
 
 extern struct options options;
+extern const struct dialect *dialect;
 extern struct counters counters;
 extern struct link *links;
 extern uint32_t link_count, ready_count, connecting_count; /* the freezing ones are the last of `links` */
@@ -64,6 +69,7 @@ void link_connect(struct link *link);
 void link_event(struct link *link, uint32_t events);
 void link_send(struct link *link, const char *payload, size_t length);
 void link_say(struct link *link, const char *type, const char *extra);  /* a JSON frame with the user's name in it */
+void link_bytes(struct link *link, const void *payload, size_t length);         /* one binary frame */
 void link_goodbye(struct link *link);                                   /* close 1000, politely */
 void link_cut(struct link *link);                                       /* a reset, at once */
 void link_freeze(struct link *link, bool frozen);                       /* stop reading; go on reading */
@@ -73,7 +79,7 @@ void link_name(struct link *link, uint32_t token);
 
 /* ---- frames (decode.c) */
 
-enum kind { OTHER, WELCOME, ACK, ERROR, HEARTBEAT_ACK, STATUS, BROADCAST };
+enum kind { OTHER, WELCOME, ACK, ERROR, HEARTBEAT_ACK, STATUS, BROADCAST, MESSAGE };
 enum status { ONLINE, BUSY, AWAY, OFFLINE };
 
 struct entry {
@@ -94,6 +100,20 @@ extern const char *const status_names[];
 const struct frame *decode(const uint8_t *payload, uint32_t length, bool compressed); /* valid until the next call */
 bool inflate(const uint8_t *in, uint32_t length, uint8_t *out, uint32_t max, uint32_t *written); /* inflate.c */
 
+/* ---- dialects (dialect.c): how a server that is not ours is spoken to */
+
+struct dialect {
+    const char *name, *path, *protocol;             /* of the upgrade; no protocol: NULL */
+    void (*join)(struct link *);                    /* once upgraded; NULL: upgraded is joined */
+    bool (*joined)(const struct frame *);           /* the frame that says so */
+    void (*publish)(struct link *, const char *text, size_t length);
+    void (*beat)(struct link *);                    /* NULL: it answers nothing */
+    bool (*answers)(const struct frame *);          /* the frame that answers a beat */
+};
+
+extern const struct dialect raw_dialect;
+const struct dialect *dialect_named(const char *name);
+
 /* ---- modes */
 
 struct mode {
@@ -110,7 +130,8 @@ struct mode {
     bool passing;                                   /* links come and go within a run; none is up before it */
 };
 
-extern const struct mode heartbeats_mode, handshakes_mode, idle_mode, fanout_mode, sync_mode, storm_mode, pulse_mode;
+extern const struct mode heartbeats_mode, handshakes_mode, idle_mode, fanout_mode, sync_mode, storm_mode, pulse_mode, churn_mode,
+    messages_mode;
 extern bool driving; /* between the start of a run and the end of its window */
 
 /* ---- an HDR-like histogram: log-linear, 64 steps to a doubling, at most 1.6 % too high, never too low */
@@ -119,6 +140,8 @@ enum { HISTOGRAM_STEPS = 64, HISTOGRAM_SIZE = 64 * 59 };
 struct histogram {
     uint64_t count, max, buckets[HISTOGRAM_SIZE];
 };
+
+void histogram_print(const struct histogram *h); /* a member of the result's JSON object */
 
 static inline void histogram_add(struct histogram *h, uint64_t value)
 {

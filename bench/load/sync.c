@@ -297,6 +297,7 @@ static void report(void)
            (double)latency.max / NS_MS, (double)histogram_at(&newest_latency, 0.99) / NS_MS,
            frames_max / ((double)(window_end_ns - window_ns) / NS_S), second_max, thawing_frames,
            last_thawed_ns > window_end_ns ? (double)(last_thawed_ns - window_end_ns) / NS_MS : 0.0, late_count);
+    histogram_print(&latency);
 }
 
 const struct mode sync_mode = {

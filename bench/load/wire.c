@@ -211,6 +211,11 @@ void link_send(struct link *link, const char *payload, size_t length)
     send_frame(link, 1, payload, length);
 }
 
+void link_bytes(struct link *link, const void *payload, size_t length)
+{
+    send_frame(link, 2, payload, length);
+}
+
 void link_say(struct link *link, const char *type, const char *extra)
 {
     char text[512];
@@ -233,12 +238,20 @@ void link_goodbye(struct link *link)
 static void request_upgrade(struct link *link)
 {
     char text[4096];
-    bool everyone = link->role == OBSERVER || (options.publishers_public && link->index < options.publishers);
+    char path[2048], protocol[128] = "";
+    bool everyone = link->role == OBSERVER || options.distinct ||
+                    (options.publishers_public && link->index < options.publishers);
+    snprintf(path, sizeof path, "%s", dialect->path);
+    if (options.real)
+        snprintf(path, sizeof path, "/ws?token=%s&public=%d", link->token, everyone || !options.publishers);
+    if (options.real || dialect->protocol)
+        snprintf(protocol, sizeof protocol, "Sec-WebSocket-Protocol: %s\r\n",
+                 options.real ? "fastpresence.v1.json" : dialect->protocol);
     int size = snprintf(text, sizeof text,
-                        "GET /ws?token=%s&public=%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+                        "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
                         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-                        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: fastpresence.v1.json\r\n%s\r\n",
-                        link->token, everyone || !options.publishers, options.port,
+                        "Sec-WebSocket-Version: 13\r\n%s%s\r\n",
+                        path, options.port, protocol,
                         options.deflate ? "Sec-WebSocket-Extensions: " DEFLATE "; client_no_context_takeover\r\n" : "");
     if (size < 0 || (size_t)size >= sizeof text)
         die("a token is too long");
@@ -266,14 +279,21 @@ static void say_online(struct link *link)
 static void upgraded(struct link *link)
 {
     link->phase = GREETING;
-    if (!options.real)
+    if (!options.real && !dialect->join)
         become_ready(link);
+    else if (!options.real)
+        dialect->join(link);
     else if (link->role == PRESENT)
         say_online(link);
 }
 
 static void greeting(struct link *link, const struct frame *frame)
 {
+    if (!options.real) {
+        if (dialect->joined(frame))
+            become_ready(link);
+        return;
+    }
     if (frame->kind == ERROR)
         die("the server refused: %.*s", (int)frame->text_length, (const char *)frame->text);
     if (frame->kind == STATUS && frame->full && frame->entry_count < options.snapshot)

@@ -1,0 +1,1 @@
+"""The Python of the bench: what it computes, not what it measures."""
