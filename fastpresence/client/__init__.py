@@ -1,11 +1,14 @@
 """The Python client: one user's presence, or an observer's view of everyone's.
 
-Stands on messages, codec and errors alone. Layers: schedule, roster, machine and core are pure; link is the socket;
-connection is what applications use. Reference: docs/protocol.md.
+Stands on messages, codec and errors alone. Layers: schedule, roster, calls, polling, machine and core are pure; link is
+the socket, http what polls; driver runs them; connection, phone and streams are what applications use. Reference:
+docs/protocol.md.
 """
 
+from fastpresence.client.calls import CallMoved, CallOutcome, CallState, Signal
 from fastpresence.client.connection import PresenceClient, TokenProvider
-from fastpresence.client.machine import State
+from fastpresence.client.machine import Freshness, State
+from fastpresence.client.phone import Call
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
 from fastpresence.client.streams import Changes, Mailbox
@@ -13,13 +16,19 @@ from fastpresence.errors import ConnectionFailed, RequestRefused
 from fastpresence.messages import Message, Status, StatusEntry
 
 __all__ = [
+    "Call",
+    "CallMoved",
+    "CallOutcome",
+    "CallState",
     "Change",
     "Changes",
     "ConnectionFailed",
+    "Freshness",
     "Mailbox",
     "Message",
     "PresenceClient",
     "RequestRefused",
+    "Signal",
     "State",
     "Status",
     "StatusEntry",

@@ -14,28 +14,36 @@ import random
 from collections.abc import Callable, Iterable
 from ssl import SSLContext
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypeVar
+from uuid import uuid4
 
 from fastpresence.client.core import ClientCore
 from fastpresence.client.driver import Driver, TokenProvider
+from fastpresence.client.http import poll_url as poll_url_of
 from fastpresence.client.link import with_query
-from fastpresence.client.machine import State
+from fastpresence.client.machine import Freshness, State
+from fastpresence.client.phone import Call
 from fastpresence.client.schedule import Timing
 from fastpresence.client.streams import Changes, Mailbox
 from fastpresence.codec import JSON, MSGPACK
 from fastpresence.errors import ConnectionFailed, FastPresenceError
-from fastpresence.messages import Ack, Status, StatusEntry, UserOnlineStatus
+from fastpresence.messages import Ack, Message, Status, StatusEntry, UserOnlineStatus
 
 __all__ = ["PresenceClient", "TokenProvider"]
 
 #: Users in one request (docs/protocol.md, section 2).
 USERS_ASKED: Final = 1000
 
+_C = TypeVar("_C", bound=Callable[..., object])
+
 _CODECS: Final = {"json": JSON, "msgpack": MSGPACK}
 
 
 class PresenceClient:
     """One user's presence, or an observer's view of it, over one WebSocket that comes back by itself.
+
+    Where no WebSocket can be had, a user's client polls over HTTP until one can: the user stays present and the copy of
+    the roster some seconds old at most; messages and calls have to wait. An observer's does not: a poll is a presence.
 
     - `token`: a token, or a callable (sync, and then quick, or async) that fetches one. With a callable, a refused or
       expiring token is replaced by itself; with a plain token, its end is the client's.
@@ -44,6 +52,7 @@ class PresenceClient:
     - `online`: False makes an observer, who sees and is not seen. `status`: what the user shows as from the start;
       None is online, unless another device of the user has hidden him.
     - `public`: whether to see the public users (hosts).
+    - `poll_url`: where to poll; None derives it from `url` (`ws://host/ws`: `http://host/api/online-status/poll`).
     - `connect_timeout`: seconds that entering may take, first snapshot included.
     """
 
@@ -59,6 +68,7 @@ class PresenceClient:
         online: bool = True,
         status: Status | None = None,
         public: bool = True,
+        poll_url: str | None = None,
         connect_timeout: float = 30.0,
         timing: Timing | None = None,
         ssl_context: SSLContext | None = None,
@@ -77,9 +87,11 @@ class PresenceClient:
             public=public,
             renewable=not isinstance(token, str),
         )
+        poll_url = poll_url or poll_url_of(url)
         self._driver = Driver(
             self._core,
             url=url if public else with_query(url, public="0"),
+            poll_url=poll_url if public else with_query(poll_url, public="0"),
             token=token,
             codec=_CODECS[codec],
             timing=timing,
@@ -147,6 +159,20 @@ class PresenceClient:
         """Leave a room."""
         await self._driver.ask(self._core.leave_room(room, self._driver.now_ms()))
 
+    async def call(self, to_user_id: str, *, video: bool = True, audio: bool = True) -> Call:
+        """Call a user: it rings on all of his devices when this returns, and ends by itself after a minute.
+
+        Raises RequestRefused with `user_offline`, `user_busy` (he, or this user), `unavailable`, `too_many`.
+        """
+        request_id, record = self._core.call(uuid4().hex, to_user_id, self._driver.now_ms(), video=video, audio=audio)
+        call = self._driver.hold(record)
+        try:
+            await self._driver.ask(request_id)
+        except asyncio.CancelledError:
+            self._driver.give_up(call)
+            raise
+        return call
+
     async def request_status(self, *user_ids: str) -> dict[str, StatusEntry]:
         """Ask once how these users are; unknown ones are offline with `rev` 0."""
         found: dict[str, StatusEntry] = {}
@@ -196,7 +222,19 @@ class PresenceClient:
             self._driver.streams.add(stream)
         return stream
 
-    def messages(self) -> Mailbox:
+    def calls(self) -> Mailbox[Call]:
+        """The calls for this user, as they begin to ring, each read once, whoever reads.
+
+        One that was read late may have ended: look at its `state`. `dropped` counts those that were not read in time.
+        """
+        return self._driver.incoming
+
+    @property
+    def open_calls(self) -> list[Call]:
+        """Calls, incoming and outgoing, that have not ended."""
+        return list(self._driver.calls.values())
+
+    def messages(self) -> Mailbox[Message]:
         """The messages for this user, each read once, whoever reads; `dropped` counts those not read in time."""
         return self._driver.mailbox
 
@@ -206,8 +244,13 @@ class PresenceClient:
 
     @property
     def stale(self) -> bool:
-        """Whether the copy of the roster may have missed changes: not connected, or not caught up yet."""
+        """Whether the copy of the roster may have missed changes: neither connected nor polling, or not caught up."""
         return self._core.stale
+
+    @property
+    def freshness(self) -> Freshness:
+        """How good the copy is: `live`, `polled` (some seconds old at most) or `stale`."""
+        return self._core.freshness
 
     @property
     def user_id(self) -> str | None:
@@ -230,13 +273,15 @@ class PresenceClient:
 
     def on_state(self, callback: Callable[[State], object]) -> Callable[[], None]:
         """Call `callback` with each new state, in the event loop; call what comes back to stop that."""
-        self._driver.state_callbacks.append(callback)
+        return _registered(self._driver.state_callbacks, callback)
 
-        def stop() -> None:
-            if callback in self._driver.state_callbacks:
-                self._driver.state_callbacks.remove(callback)
+    def on_freshness(self, callback: Callable[[Freshness], object]) -> Callable[[], None]:
+        """The same with how good the copy of the roster is, whenever that changes."""
+        return _registered(self._driver.freshness_callbacks, callback)
 
-        return stop
+    def on_occupancy(self, callback: Callable[[str, int], object]) -> Callable[[], None]:
+        """The same with room and number of members, for rooms that are too big for a roster."""
+        return _registered(self._driver.occupancy_callbacks, callback)
 
     async def wait_state(self, state: State, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait until the client is in `state`, however shortly. Raises TimeoutError, or ConnectionFailed at its end."""
@@ -257,6 +302,16 @@ class PresenceClient:
         """Wait until the copy is not stale. Raises as `wait_state` does."""
         async with asyncio.timeout(timeout):
             await self._driver.until(lambda: not self.stale)
+
+
+def _registered(callbacks: list[_C], callback: _C) -> Callable[[], None]:
+    callbacks.append(callback)
+
+    def stop() -> None:
+        if callback in callbacks:
+            callbacks.remove(callback)
+
+    return stop
 
 
 def _batches(user_ids: Iterable[str]) -> list[list[str]]:

@@ -15,15 +15,32 @@ from weakref import WeakSet
 
 import msgspec
 
+from fastpresence.client.calls import CallMoved, CallRecord, Rang, Signal
 from fastpresence.client.core import ClientCore
+from fastpresence.client.http import HttpLink
 from fastpresence.client.link import Link, Refused, with_query
-from fastpresence.client.machine import Answer, Answered, Connect, Disconnect, Event, State, StateChanged, Synced
+from fastpresence.client.machine import (
+    Answer,
+    Answered,
+    Connect,
+    Disconnect,
+    Event,
+    Freshness,
+    Poll,
+    Stale,
+    State,
+    StateChanged,
+    StopPolling,
+    Synced,
+)
+from fastpresence.client.phone import Call
+from fastpresence.client.polling import PollAnswer
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
 from fastpresence.client.streams import Changes, Mailbox
 from fastpresence.codec import Codec
 from fastpresence.errors import ConnectionFailed, FastPresenceError, RequestRefused
-from fastpresence.messages import Message, TokenExpiring
+from fastpresence.messages import Message, RoomOccupancy, TokenExpiring
 
 __all__ = ["Driver", "TokenProvider"]
 
@@ -33,6 +50,10 @@ TokenProvider = Callable[[], str | Awaitable[str]]
 
 #: Messages that wait to be read; beyond, the oldest is dropped and counted.
 MESSAGES_KEPT: Final = 1000
+#: The same for calls; most of those dropped have ended long since.
+CALLS_KEPT: Final = 100
+
+_decode_poll: Final = msgspec.json.Decoder(PollAnswer).decode
 
 
 class Driver:
@@ -43,6 +64,7 @@ class Driver:
         core: ClientCore,
         *,
         url: str,
+        poll_url: str,
         token: str | TokenProvider,
         codec: Codec,
         timing: Timing,
@@ -50,8 +72,12 @@ class Driver:
     ) -> None:
         self.core = core
         self.streams: WeakSet[Changes] = WeakSet()
-        self.mailbox = Mailbox(MESSAGES_KEPT)
+        self.mailbox: Mailbox[Message] = Mailbox(MESSAGES_KEPT)
+        self.incoming: Mailbox[Call] = Mailbox(CALLS_KEPT)
+        self.calls: dict[str, Call] = {}  #: that have not ended, by call_id
         self.state_callbacks: list[Callable[[State], object]] = []
+        self.freshness_callbacks: list[Callable[[Freshness], object]] = []
+        self.occupancy_callbacks: list[Callable[[str, int], object]] = []
         self.over = False  #: left, or stopped for good
         self._url = url
         self._token = token if isinstance(token, str) else None
@@ -62,6 +88,8 @@ class Driver:
         self._turn = 0  # which connection is the current one; earlier ones have nothing to say
         self._link: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._http = HttpLink(poll_url, ssl_context)
+        self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._answers: dict[int, asyncio.Future[Answer]] = {}
@@ -126,6 +154,7 @@ class Driver:
             for stream in list(self.streams):
                 stream.end(self.stop_reason())
             self.mailbox.end(self.stop_reason())
+            self.incoming.end(self.stop_reason())
             self._wake()
         if self._timer is not None:
             self._timer.cancel()
@@ -153,13 +182,26 @@ class Driver:
                 self._connecting = self._spawn(self._live(event, self._turn))
             case Disconnect():
                 self._retire(event.code)
+            case Rang(call=record):
+                self.incoming.put(self.hold(record))
+            case CallMoved() | Signal():
+                self._call_moved(event)
+            case Poll():
+                self._polling = self._spawn(self._poll(event))
+            case StopPolling():
+                self._stop_polling()
             case TokenExpiring():
                 if self._provider is not None:
                     self._spawn(self._refresh_token())
             case StateChanged():
-                self._state_changed(event)
-            case Synced():
-                self._wake()
+                log.info("%s%s", event.state, f": {event.reason}" if event.reason is not None else "")
+                self._call_back(self.state_callbacks, event.state)
+            case Synced(polled=polled):
+                self._call_back(self.freshness_callbacks, "polled" if polled else "live")
+            case Stale():
+                self._call_back(self.freshness_callbacks, "stale")
+            case RoomOccupancy(room=room, count=count):
+                self._call_back(self.occupancy_callbacks, room, count)
 
     def _answered(self, event: Answered) -> None:
         future = self._answers.pop(event.request_id, None)
@@ -171,13 +213,33 @@ class Driver:
         elif event.answer is not None:
             future.set_result(event.answer)
 
-    def _state_changed(self, event: StateChanged) -> None:
-        log.info("%s%s", event.state, f": {event.reason}" if event.reason is not None else "")
-        for callback in list(self.state_callbacks):
+    def hold(self, record: CallRecord) -> Call:
+        """A call that the user of the client is given."""
+        call = Call(record, self.core, self.ask, self.now_ms)
+        self.calls[record.call_id] = call
+        return call
+
+    def give_up(self, call: Call) -> None:
+        """Nobody waits for this call to ring any more: hang up, as soon as anybody can be told."""
+        try:
+            self.core.hang_up(call.call_id, self.now_ms())
+        except FastPresenceError as exc:
+            log.debug("nobody was told of a call given up: %s", exc)
+        self.pump()
+
+    def _call_moved(self, event: CallMoved | Signal) -> None:
+        call = self.calls.get(event.call_id)
+        if call is not None:
+            if isinstance(event, CallMoved) and event.state == "ended":
+                del self.calls[event.call_id]
+            call.happened(event)
+
+    def _call_back(self, callbacks: list[Callable[..., object]], *arguments: object) -> None:
+        for callback in list(callbacks):
             try:
-                callback(event.state)
+                callback(*arguments)
             except Exception as exc:
-                self._complain("a state callback raised", exc)
+                self._complain("a callback raised", exc)
         self._wake()
 
     def _wake(self) -> None:
@@ -207,6 +269,37 @@ class Driver:
             self._link = None
             self.core.lost(self.now_ms(), **ended)
             self.pump()
+
+    async def _poll(self, poll: Poll) -> None:
+        """One poll, whose end the machine is told."""
+        failed: dict[str, Any] = {}
+        answer: PollAnswer | None = None
+        try:
+            async with asyncio.timeout(self._timing.poll_timeout_ms / 1000):
+                token = await self._fetch_token(fresh=poll.fresh_token)
+                response = await self._http.post(token, msgspec.json.encode(poll.request))
+            if response.status == 200:
+                answer = _decode_poll(response.body)
+            else:
+                failed = {"http_status": response.status, "retry_after_ms": response.retry_after_ms}
+        except (OSError, FastPresenceError) as exc:
+            failed = {"reason": f"the poll failed: {exc or type(exc).__name__}"}
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            failed = {"reason": f"the answer to a poll is none: {exc}"}
+        if self._polling is not asyncio.current_task():
+            return
+        self._polling = None
+        if answer is not None:
+            self.core.polled(answer, self.now_ms())
+        else:
+            log.warning("poll: %s", failed)
+            self.core.poll_failed(self.now_ms(), **failed)
+        self.pump()
+
+    def _stop_polling(self) -> None:
+        task, self._polling = self._polling, None
+        if task is not None:
+            task.cancel()
 
     async def _fetch_token(self, *, fresh: bool) -> str:
         if self._provider is not None and (fresh or self._token is None):
@@ -294,6 +387,7 @@ class Driver:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._http.close()
             for future in self._answers.values():
                 if not future.done():
                     future.set_exception(ConnectionFailed("the client has left"))

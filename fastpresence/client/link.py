@@ -20,7 +20,7 @@ from picows import ws_connect as picows_connect
 from fastpresence.codec import JSON, Codec
 from fastpresence.errors import ConnectionFailed
 
-__all__ = ["Link", "Refused", "with_query"]
+__all__ = ["Link", "Refused", "bearer", "retry_after_ms", "with_query"]
 
 #: A frame, or a message of fragments, that is longer breaks the connection (1009). The server's snapshot pages are
 #: some 100 KB; a delta after a long absence may be large.
@@ -53,8 +53,7 @@ class Link(WSListener):
 
     async def open(self, url: str, token: str, ssl_context: SSLContext | None = None) -> None:
         """Connect and shake hands. Raises Refused, ConnectionFailed or OSError; cancelled, it leaves no socket open."""
-        if not _TOKEN.match(token):
-            raise ConnectionFailed("the token is empty, too long, or holds characters that no token has")
+        authorization = bearer(token)
         sockets: list[socket.socket] = []
 
         async def connect(parsed: WSParsedURL) -> socket.socket:
@@ -70,7 +69,7 @@ class Link(WSListener):
                 max_frame_size=MAX_MESSAGE_BYTES,
                 max_redirects=0,  # a token is for the host it was meant for
                 extra_headers=[
-                    ("Authorization", f"Bearer {token}"),
+                    ("Authorization", authorization),
                     ("Sec-WebSocket-Protocol", self._codec.subprotocol),
                 ],
                 socket_factory=connect,
@@ -80,7 +79,7 @@ class Link(WSListener):
             for sock in sockets:
                 _hang_up(sock)
             if isinstance(exc, WSHandshakeError) and exc.response is not None:
-                raise Refused(exc.response.status, _retry_after_ms(exc.response.headers.get("Retry-After"))) from exc
+                raise Refused(exc.response.status, retry_after_ms(exc.response.headers.get("Retry-After"))) from exc
             if isinstance(exc, (WSError, ValueError)):
                 raise ConnectionFailed(f"handshake: {exc}") from exc
             raise
@@ -187,6 +186,13 @@ class Link(WSListener):
             transport.disconnect()
 
 
+def bearer(token: str) -> str:
+    """The `Authorization` that shows a token. Raises ConnectionFailed for what is no token."""
+    if not _TOKEN.match(token):
+        raise ConnectionFailed("the token is empty, too long, or holds characters that no token has")
+    return f"Bearer {token}"
+
+
 def with_query(url: str, **parameters: str | None) -> str:
     """The URL with these query parameters, in place of its own of the same name; None leaves one out."""
     parts = urlsplit(url)
@@ -223,6 +229,6 @@ def _hang_up(sock: socket.socket) -> None:
         sock.close()  # closed or never connected
 
 
-def _retry_after_ms(value: str | None) -> float:
+def retry_after_ms(value: str | None) -> float:
     """Milliseconds of a `Retry-After` in seconds (RFC 9110 section 10.2.3); a date or nonsense counts as none."""
     return float(value) * 1000 if value is not None and re.fullmatch(r"[0-9]{1,9}", value.strip()) else 0.0

@@ -4,6 +4,7 @@
     RESTING -due-> PROBING -welcomed-> UP                       PROBING -lost-> RESTING
     refused for good: STOPPED, and there it stays      told to leave: UP -> LEAVING -> CLOSED, from elsewhere CLOSED
 
+In RESTING and PROBING, who is no observer polls (client.polling), and the slow attempts go on beside it.
 Source: docs/protocol.md, section 5. The code to the table is client.core.
 """
 
@@ -12,9 +13,25 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from fastpresence.client.calls import CallEvent
+from fastpresence.client.polling import PollRequest
 from fastpresence.client.roster import Change
 from fastpresence.errors import FastPresenceError
-from fastpresence.messages import Ack, ClientFrame, HeartbeatAck, Message, TokenExpiring, UserOnlineStatus
+from fastpresence.messages import (
+    Ack,
+    Call,
+    CallAccept,
+    CallCancel,
+    CallEnd,
+    CallReject,
+    CallSignal,
+    ClientFrame,
+    HeartbeatAck,
+    Message,
+    RoomOccupancy,
+    TokenExpiring,
+    UserOnlineStatus,
+)
 
 __all__ = [
     "NEXT",
@@ -25,15 +42,25 @@ __all__ = [
     "Cue",
     "Disconnect",
     "Event",
+    "Freshness",
     "Phase",
+    "Poll",
+    "SentFrame",
+    "Stale",
     "State",
     "StateChanged",
+    "StopPolling",
     "Synced",
 ]
 
 State = Literal["connecting", "connected", "disconnected", "failed"]
 
+#: How good the copy of the roster is: kept up to date by a socket; by polls, and so some seconds old; or neither.
+Freshness = Literal["live", "polled", "stale"]
+
 Answer = Ack | HeartbeatAck | UserOnlineStatus
+
+SentFrame = ClientFrame | Call | CallAccept | CallReject | CallCancel | CallEnd | CallSignal
 
 
 class Phase(Enum):
@@ -120,17 +147,48 @@ class StateChanged(Struct, frozen=True):
     reason: FastPresenceError | None
 
 
+class Poll(Struct, frozen=True):
+    """Carry out this poll; tell `polled`, or `poll_failed`."""
+
+    request: PollRequest
+    fresh_token: bool
+
+
+class StopPolling(Struct, frozen=True):
+    """Break off the poll under way; the machine has done with it already."""
+
+
 class Synced(Struct, frozen=True):
-    """Everything missed has been caught up; the copy is not stale any more."""
+    """Everything missed has been caught up; the copy is not stale any more. `polled`: by a poll, not by a socket."""
+
+    polled: bool = False
+
+
+class Stale(Struct, frozen=True):
+    """From now on the copy may miss changes."""
 
 
 class Answered(Struct, frozen=True):
     """A request ended: with an answer, or with why there is none."""
 
     request_id: int
-    request: ClientFrame
+    request: SentFrame
     answer: Answer | None
     error: FastPresenceError | None = None
 
 
-Event = Connect | Disconnect | StateChanged | Synced | Answered | Change | Message | TokenExpiring
+Event = (
+    Connect
+    | Disconnect
+    | Poll
+    | StopPolling
+    | StateChanged
+    | Synced
+    | Stale
+    | Answered
+    | Change
+    | RoomOccupancy
+    | Message
+    | CallEvent
+    | TokenExpiring
+)

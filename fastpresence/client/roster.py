@@ -4,6 +4,7 @@ Sans-IO. Frames go in as they arrive, changes come out. Every user in the copy i
 as a watched one, or as a member of a room; who is seen for no reason any more is dropped.
 
     full pages   collected until the last one, then they replace their scope: who is not listed is offline
+    polls        one list for everything asked for: who is listed is seen, for a reason that only a socket will tell
     deltas       taken entry by entry
     fences       an entry with a lower `rev` than the one held is refused; an equal one is taken; `rev` 0 always wins
 
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from fastpresence.messages import StatusEntry, UserOnlineStatus
 
@@ -67,6 +68,7 @@ class RosterCopy:
         self.occupancy: dict[str, int] = {}  #: of rooms too big for a roster
         self.watched: dict[str, bool] = {}  #: True: `watch_cursor` covers this user
         self._public_users: set[str] = set()
+        self._polled: set[str] = set()  # seen by polling, as a public user or in some room
         self._public = public
         self._epoch: str | None = None
         self._unfenced: set[str] = set()
@@ -82,13 +84,16 @@ class RosterCopy:
 
     # What the connection does.
 
-    def connected(self, epoch: str) -> None:
-        """A `welcome` came: half answers of the old connection are void, another epoch drops the fences."""
+    def connected(self, epoch: str, *, brought: str | UnsetType | None = UNSET) -> None:
+        """A `welcome` came: half answers of the old connection are void, another epoch drops the fences.
+
+        `brought`: the cursor that the connection came with; left out, it is the one that the copy has now.
+        """
         if epoch != self._epoch:
             self._epoch = epoch
             self._unfenced = set(self.entries)
         self._base = _Scope(first=True)
-        self._awaited = self._public and self.cursor is None
+        self._awaited = self._public and (self.cursor if brought is UNSET else brought) is None
         self._asked.clear()
         self._room_scopes.clear()
 
@@ -101,6 +106,19 @@ class RosterCopy:
         """Whether a full answer, or its last page, is still to come."""
         scopes = (self._base, *self._asked, *self._room_scopes.values())
         return self._awaited or any(scope.open for scope in scopes)
+
+    def off_polling(self) -> list[Change]:
+        """A connection has caught up: whom only polls told of is seen no more, and offline at that."""
+        changes = []
+        for user_id in self._polled:
+            held = self.entries.get(user_id)
+            seen = user_id in self._public_users or self._seen_otherwise(user_id)
+            if held is not None and held.online and not seen:
+                changes.append(Change(user_id, offline(held), held))
+        polled, self._polled = self._polled, set()
+        for user_id in polled:
+            self._drop_unseen(user_id)
+        return changes
 
     def settled(self, user_ids: Iterable[str]) -> None:
         """Every answer that was under way has come; `watch_cursor` covers these watched users from now on."""
@@ -144,15 +162,17 @@ class RosterCopy:
 
     def leave_room(self, room: str) -> None:
         """This room is left; members that are seen for no other reason are dropped."""
-        self.room_cursors.pop(room, None)
         self.occupancy.pop(room, None)
-        self._room_scopes.pop(room, None)
-        for user_id in self.rooms.pop(room, {}):
-            self._drop_unseen(user_id)
+        self._forget_roster(room)
 
     def crowded(self, room: str, count: int) -> None:
-        """The room tells its occupancy instead of a roster."""
+        """The room tells its occupancy instead of a roster, until a full roster comes again."""
         self.occupancy[room] = count
+        self._forget_roster(room)
+
+    def _forget_roster(self, room: str) -> None:
+        self.room_cursors.pop(room, None)  # it stands for members that are not held any more
+        self._room_scopes.pop(room, None)
         for user_id in self.rooms.pop(room, {}):
             self._drop_unseen(user_id)
 
@@ -182,6 +202,61 @@ class RosterCopy:
             self._base = _Scope()
             self._awaited = False
         return self._replace(scope)
+
+    def take_poll(
+        self, entries: list[StatusEntry], *, full: bool, user_ids: Iterable[str], whole: bool, rooms: Iterable[str]
+    ) -> list[Change]:
+        """The whole answer to a poll about these watched users and, if `whole`, the public users and these rooms.
+
+        With `full`, who is in that scope and not listed is offline. Which room somebody is in, polls do not tell.
+        """
+        among_rooms = bool(list(rooms))
+        changes: list[Change] = []
+        for entry in entries:
+            user_id = entry.user_id
+            if self._fenced(entry):
+                continue
+            if entry.left:
+                changes.extend(self._leave_everywhere(entry))
+                continue
+            if user_id not in self.watched:
+                (self._polled if among_rooms or self.watched else self._public_users).add(user_id)
+            change = self._put(entry)
+            if change is not None:
+                changes.append(change)
+        if full:
+            asked = set(user_ids)
+            changes.extend(self._not_listed({entry.user_id for entry in entries if not entry.left}, asked, whole=whole))
+        return changes
+
+    def _not_listed(self, listed: set[str], asked: set[str], *, whole: bool) -> list[Change]:
+        """Who is in the scope of a full answer to a poll and not in it, is offline and in no room that we see."""
+        changes: list[Change] = []
+        for user_id, held in list(self.entries.items()):
+            covered = user_id in asked if user_id in self.watched else whole
+            if user_id in listed or not covered:
+                continue
+            for members in self.rooms.values():
+                members.pop(user_id, None)
+            self._polled.discard(user_id)
+            if held.online:
+                changes.append(self._set(offline(held), held))
+            self._drop_unseen(user_id)
+        return changes
+
+    def _leave_everywhere(self, entry: StatusEntry) -> list[Change]:
+        """Out of every room that we see him in; and out of the copy, unless he is seen for another reason."""
+        user_id = entry.user_id
+        held = self.entries.get(user_id)
+        rooms = [room for room, members in self.rooms.items() if user_id in members]
+        known = rooms or user_id in self._polled
+        self._polled.discard(user_id)
+        changes = [self._leave(room, self.rooms[room], entry) for room in rooms]
+        if changes or not known:
+            return changes
+        shown = structs.replace(entry, left=False)
+        self._drop_unseen(user_id)
+        return [Change(user_id, shown, held, left=True)]
 
     def _keep_cursor(self, frame: UserOnlineStatus, scope: _Scope) -> None:
         """A cursor belongs to a scope and does not say to which: the frame's entries do.
@@ -314,13 +389,15 @@ class RosterCopy:
         held = self.entries.get(user_id)
         if held is not None and not held.online and not self._seen_otherwise(user_id):
             self._public_users.discard(user_id)
+            self._polled.discard(user_id)
             self._drop_unseen(user_id)
 
     def _seen_otherwise(self, user_id: str) -> bool:
+        """Whether the user is seen for another reason than as a public one, or than that a poll told of him."""
         return user_id in self.watched or any(user_id in members for members in self.rooms.values())
 
     def _seen(self, user_id: str) -> bool:
-        return user_id in self._public_users or self._seen_otherwise(user_id)
+        return user_id in self._public_users or user_id in self._polled or self._seen_otherwise(user_id)
 
     def _drop_unseen(self, user_id: str) -> None:
         if not self._seen(user_id):

@@ -29,6 +29,9 @@ class Timing(Struct, frozen=True, kw_only=True):
     request_timeout_ms: float = 10_000  #: from a request to its answer
     goodbye_ms: float = 2_000  #: for the last answer and the closing handshake when the client leaves
     silence_floor_ms: float = 1_000  #: a beat is given at least this long to be answered
+    poll_interval_ms: float = 5_000  #: between polls, while no socket can be had; jittered as the delays are
+    poll_timeout_ms: float = 30_000  #: from the start of a poll to the end of its answer
+    poll_hold_ms: float = 3_000  #: how long a new socket waits for a poll under way
 
     def scaled(self, factor: float) -> "Timing":
         """The same timings, `factor` times as long; the jitter's share stays."""
@@ -41,6 +44,9 @@ class Timing(Struct, frozen=True, kw_only=True):
             request_timeout_ms=self.request_timeout_ms * factor,
             goodbye_ms=self.goodbye_ms * factor,
             silence_floor_ms=self.silence_floor_ms * factor,
+            poll_interval_ms=self.poll_interval_ms * factor,
+            poll_timeout_ms=self.poll_timeout_ms * factor,
+            poll_hold_ms=self.poll_hold_ms * factor,
         )
 
 
@@ -77,6 +83,7 @@ _REFUSALS: Final = {
     401: Then.NEW_TOKEN,
     408: Then.BACK_OFF,
     425: Then.BACK_OFF,
+    426: Then.BACK_OFF,  # something on the way took the upgrade out of our request
     429: Then.BACK_OFF,
 }
 

@@ -1,7 +1,7 @@
-"""What the user of the client iterates over: changes and messages, each bounded.
+"""What the user of the client iterates over: changes, messages, calls and what happens in one, each bounded.
 
     Changes   conflates per user and room: who reads slowly gets the latest state, not a backlog
-    Mailbox   keeps the newest messages, drops the oldest and counts them
+    Mailbox   keeps the newest of what comes only once, drops the oldest and counts them
 
 An iterator ends when the client is left, and raises when the client stopped for good. Event-loop thread only.
 """
@@ -14,7 +14,6 @@ from msgspec import structs
 
 from fastpresence.client.roster import Change
 from fastpresence.errors import FastPresenceError
-from fastpresence.messages import Message
 
 __all__ = ["Changes", "Mailbox"]
 
@@ -97,19 +96,19 @@ class Changes(_Stream[Change]):
         return self._changes.popitem(last=False)[1]
 
 
-class Mailbox(_Stream[Message]):
-    """Messages, read once each, at most `limit` waiting; `dropped` counts those that were not read in time."""
+class Mailbox(_Stream[T]):
+    """Messages, say, read once each, at most `limit` waiting; `dropped` counts those that were not read in time."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.dropped = 0
-        self._messages: deque[Message] = deque()
+        self._messages: deque[T] = deque()
         self._limit = limit
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: Message) -> None:
+    def put(self, message: T) -> None:
         """Add a message, at the cost of the oldest when there are too many."""
         if len(self._messages) >= self._limit:
             self._messages.popleft()
@@ -117,5 +116,5 @@ class Mailbox(_Stream[Message]):
         self._messages.append(message)
         self._wake()
 
-    def _take(self) -> Message:
+    def _take(self) -> T:
         return self._messages.popleft()

@@ -563,7 +563,7 @@ def test_a_slow_readers_changes_become_one_per_user_with_the_first_previous_and_
 
 def test_a_full_mailbox_drops_the_oldest_and_counts() -> None:
     async def body() -> None:
-        mailbox = Mailbox(2)
+        mailbox: Mailbox[Message] = Mailbox(2)
         for number in range(5):
             mailbox.put(Message("a", "b", str(number), 0))
         mailbox.end()
@@ -575,7 +575,7 @@ def test_a_full_mailbox_drops_the_oldest_and_counts() -> None:
 
 def test_a_cancelled_reader_hands_its_turn_to_the_next() -> None:
     async def body() -> None:
-        mailbox = Mailbox(10)
+        mailbox: Mailbox[Message] = Mailbox(10)
         first, second = asyncio.ensure_future(anext(mailbox)), asyncio.ensure_future(anext(mailbox))
         await asyncio.sleep(0)
         mailbox.put(Message("a", "b", "hello", 0))

@@ -15,6 +15,7 @@ from fastpresence.client.machine import (
     Disconnect,
     Event,
     Phase,
+    SentFrame,
     StateChanged,
     Synced,
 )
@@ -23,7 +24,6 @@ from fastpresence.client.schedule import Timing
 from fastpresence.errors import ConnectionFailed, RequestRefused
 from fastpresence.messages import (
     Ack,
-    ClientFrame,
     Draining,
     Error,
     Heartbeat,
@@ -60,7 +60,7 @@ class Rig:
         self.now_ms = 1_000.0
         self.core = ClientCore(random=random, **options)
         self.seen: list[Event] = []
-        self.sent: list[ClientFrame] = []
+        self.sent: list[SentFrame] = []
         self.mute = False  # the server answers no beats
 
     def look(self) -> list[Event]:
@@ -86,7 +86,7 @@ class Rig:
         """Let time pass, deadline by deadline."""
         end = self.now_ms + ms
         events: list[Event] = []
-        sent: list[ClientFrame] = []
+        sent: list[SentFrame] = []
         while (deadline := self.core.next_deadline_ms()) is not None and deadline <= end:
             self.now_ms = max(self.now_ms, deadline)
             self.core.tick(self.now_ms)
@@ -516,7 +516,7 @@ def test_a_token_of_seconds_is_replaced_at_half_its_life_and_not_all_the_time() 
 def test_messages_pass_and_a_big_room_tells_its_count() -> None:
     rig = up()
     message = Message("kol_1", "user_1", "hello", 0)
-    assert rig.get(message, RoomOccupancy("r", 700)) == [message]
+    assert rig.get(message, RoomOccupancy("r", 700)) == [message, RoomOccupancy("r", 700)]
     assert rig.core.copy.occupancy == {"r": 700}
 
 
@@ -549,3 +549,121 @@ def test_a_status_change_is_sent_as_asked() -> None:
     request = rig.core.set_status("offline", rig.now_ms)
     rig.look()
     assert rig.sent == [StatusChange(status="offline", id=request)]
+
+
+def test_what_is_forbidden_on_the_way_back_is_wanted_no_more_and_the_rest_is() -> None:
+    rig = up()
+    watched = [f"user_{number}" for number in range(8)]
+    rig.core.watch(watched, rig.now_ms)
+    rig.core.join("lobby", rig.now_ms)
+    rig.core.join("studio", rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full(*(StatusEntry(user_id, "user", "online", True, 1, 1) for user_id in watched)))
+    rig.get(full(StatusEntry("user_9", "user", "online", True, 1, 1), cursor="r1", room="lobby"))
+    rig.get(full(cursor="r2", room="studio"))
+    rig.lose()
+    rig.wait(0)
+    rig.get(welcome())
+    requests = rig.sent
+    asked = 0
+    while requests:
+        request = requests.pop(0)
+        assert request.id is not None
+        if isinstance(request, Subscribe) and {"user_3", "lobby"} & {*(request.user_ids or []), *(request.rooms or [])}:
+            asked += 1
+            rig.get(Error("forbidden", "not this one", request.id))
+            requests.extend(rig.sent)
+        else:
+            answer = HeartbeatAck(0, request.id) if isinstance(request, Heartbeat) else Ack(request.id)
+            assert rig.core.stale
+            rig.get(answer)
+            if isinstance(request, Subscribe) and request.user_ids:
+                rig.get(UserOnlineStatus([], full=False, cursor="c3"))
+    assert not rig.core.stale
+    assert asked == 4 + 1
+    assert set(rig.core.copy.watched) == set(watched) - {"user_3"}
+    assert set(rig.core.copy.rooms) == {"studio"}
+    assert not rig.core.copy.status_of("user_9").online
+    rig.lose()
+    rig.wait(3_000)
+    rig.get(welcome())
+    again = [frame for frame in rig.sent if isinstance(frame, Subscribe)]
+    assert [frame.rooms for frame in again if frame.rooms] == [["studio"]]
+    assert "user_3" not in [user_id for frame in again for user_id in frame.user_ids or []]
+
+
+def test_a_server_that_forbids_everybody_is_not_asked_for_each() -> None:
+    rig = up()
+    rig.core.watch([f"user_{number}" for number in range(1000)], rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full())
+    rig.lose()
+    rig.wait(0)
+    rig.get(welcome())
+    requests, count = rig.sent, 0
+    while requests:
+        request = requests.pop(0)
+        count += 1
+        assert request.id is not None
+        if isinstance(request, Subscribe):
+            rig.get(Error("forbidden", "nobody", request.id))
+            requests.extend(rig.sent)
+        else:
+            rig.get(HeartbeatAck(0, request.id))
+    assert rig.core.copy.watched == {}
+    assert not rig.core.stale
+    assert count < 250
+
+
+def test_over_the_rate_nothing_is_forgotten_on_the_way_back() -> None:
+    rig = up()
+    rig.core.join("lobby", rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full(cursor="r1", room="lobby"))
+    rig.lose()
+    rig.wait(0)
+    rig.get(welcome())
+    assert of(rig.get(Error("rate_limited", "slowly", rig.sent[0].id)), Disconnect) == [Disconnect(1001)]
+    rig.wait(3_000)
+    rig.get(welcome())
+    assert isinstance(rig.sent[0], Subscribe)
+
+
+@pytest.mark.parametrize(("code", "kept"), [("rate_limited", True), ("forbidden", False)])
+def test_who_asks_again_for_what_he_has_loses_it_only_when_it_is_forbidden(code: str, kept: bool) -> None:
+    rig = up()
+    rig.core.watch(["user_2"], rig.now_ms)
+    rig.core.join("lobby", rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full())
+    requests = [rig.core.watch(["user_2"], rig.now_ms), rig.core.join("lobby", rig.now_ms)]
+    rig.get(*(Error(code, "no", request) for request in requests))
+    assert ("user_2" in rig.core.copy.watched) is kept
+    rig.lose()
+    rig.wait(0)
+    rig.get(welcome())
+    assert bool([frame for frame in rig.sent if isinstance(frame, Subscribe)]) is kept
+
+
+def test_a_crowded_room_is_taken_anew_on_the_way_back() -> None:
+    rig = up()
+    rig.core.join("lobby", rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    user_2 = StatusEntry("user_2", "user", "online", True, 1, 1)
+    rig.get(full(user_2, cursor="r1", room="lobby"))
+    rig.get(RoomOccupancy("lobby", 700))
+    assert (rig.core.copy.rooms, rig.core.copy.occupancy) == ({}, {"lobby": 700})
+    rig.lose()
+    rig.wait(0)
+    rig.get(welcome())
+    assert isinstance(rig.sent[0], Subscribe)
+    assert rig.sent[0].cursor is None
+    rig.answer_all()
+    (change,) = of(rig.get(full(user_2, cursor="r2", room="lobby")), Change)
+    assert (change.user_id, change.room) == ("user_2", "lobby")
+    assert rig.core.copy.occupancy == {}

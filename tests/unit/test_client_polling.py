@@ -1,0 +1,529 @@
+"""The polling fallback by example: when, what is asked, what the answers add up to, and the way back to a socket."""
+
+from typing import Any
+
+import pytest
+
+from fastpresence.client.core import ClientCore
+from fastpresence.client.machine import (
+    Answered,
+    Connect,
+    Event,
+    Phase,
+    Poll,
+    Stale,
+    StateChanged,
+    StopPolling,
+    Synced,
+)
+from fastpresence.client.polling import PollAnswer, Poller, PollRequest, RoomCount
+from fastpresence.client.roster import Change
+from fastpresence.client.schedule import Timing
+from fastpresence.errors import ConnectionFailed
+from fastpresence.messages import (
+    Ack,
+    Heartbeat,
+    HeartbeatAck,
+    RoomOccupancy,
+    Status,
+    StatusEntry,
+    Subscribe,
+    UserOnline,
+    UserOnlineStatus,
+    Welcome,
+)
+
+
+def entry(user_id: str, status: Status = "online", rev: int = 1, *, left: bool = False) -> StatusEntry:
+    return StatusEntry(user_id, "kol", status, status != "offline", 1_700_000_000, rev, left)
+
+
+def answer(*entries: StatusEntry, full: bool = False, cursor: str = "p1", **fields: Any) -> PollAnswer:
+    return PollAnswer(list(entries), cursor, full, **fields)
+
+
+# What is asked.
+
+
+def poller(**timing: Any) -> Poller:
+    poller = Poller(Timing(**timing), lambda: 0.5, "laptop")
+    poller.begin(0)
+    return poller
+
+
+def test_polls_come_every_interval_with_jitter_and_bring_their_cursor() -> None:
+    polls = poller()
+    assert polls.due_ms == 0
+    assert polls.ask([], [], None) == PollRequest(device="laptop")
+    assert polls.due_ms is None
+    told = polls.answered(answer(full=True, cursor="p1"), 100)
+    assert told is not None
+    assert (told.last, told.full, told.part.public_alone) == (True, True, True)
+    assert polls.due_ms == 100 + 5_500
+    assert polls.ask([], [], None) == PollRequest(cursor="p1", device="laptop")
+
+
+def test_pages_are_asked_for_at_once_and_told_together() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    assert polls.answered(answer(entry("kol_1"), full=True, more=True, cursor="half"), 10) is None
+    assert polls.due_ms == 10
+    assert polls.ask([], [], None).cursor == "half"
+    told = polls.answered(answer(entry("kol_2"), full=False, cursor="whole"), 20)
+    assert told is not None
+    assert ([e.user_id for e in told.entries], told.full) == (["kol_1", "kol_2"], True)
+    assert polls.ask([], [], None).cursor == "whole"
+
+
+def test_a_full_answer_in_the_middle_of_changes_replaces_them() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.answered(answer(entry("kol_1"), more=True, cursor="half"), 10)
+    polls.ask([], [], None)
+    told = polls.answered(answer(entry("kol_2"), full=True), 20)
+    assert told is not None
+    assert ([e.user_id for e in told.entries], told.full) == (["kol_2"], True)
+
+
+def test_half_an_answer_is_void_when_the_rest_fails() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.answered(answer(entry("kol_1"), full=True, more=True, cursor="half"), 10)
+    polls.ask([], [], None)
+    polls.failed(20)
+    assert polls.ask([], [], None).cursor is None
+
+
+def test_the_status_is_told_first_when_it_changes_and_when_it_may_have_been_forgotten() -> None:
+    polls = poller()
+
+    def told(status: Status | None) -> Status | None:
+        request = polls.ask([], [], status)
+        polls.answered(answer(), 0)
+        return request.status
+
+    assert [told("busy"), told("busy"), told("away"), told("away")] == ["busy", None, "away", None]
+    polls.ask([], [], "away")
+    polls.failed(0)
+    assert told("away") == "away"
+
+
+def test_who_watches_many_asks_in_parts_and_the_round_is_over_with_the_last() -> None:
+    polls = poller()
+    watched = [f"user_{number}" for number in range(2_500)]
+    sizes: list[tuple[int, list[str] | None]] = []
+    asked: list[str] = []
+    while not asked or not polls.between_rounds:
+        request = polls.ask(["lobby"], watched, None)
+        asked.extend(request.user_ids or [])
+        sizes.append((len(request.user_ids or []), request.rooms))
+        told = polls.answered(answer(cursor=f"part {len(sizes)}"), 0)
+        assert told is not None
+        assert told.part.whole == (len(sizes) == 1)
+        assert polls.works == told.last
+    assert sizes == [(1000, ["lobby"]), (1000, None), (500, None)]
+    assert asked == watched
+    assert polls.ask(["lobby"], watched, None).cursor == "part 1"
+
+
+def test_a_poll_fits_into_the_body_that_a_server_takes() -> None:
+    import msgspec
+
+    polls = poller()
+    request = polls.ask([f"r{n}" + "r" * 120 for n in range(50)], ["u" * 123 + f"{n:05}" for n in range(5000)], None)
+    assert len(msgspec.json.encode(request)) < 65_536
+
+
+def test_another_scope_has_no_cursor_yet() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.answered(answer(), 0)
+    assert polls.ask(["lobby"], [], None).cursor is None
+
+
+def test_failures_come_less_and_less_often_and_retry_after_is_heeded() -> None:
+    polls = poller(jitter=0.0)
+    waits = []
+    for _ in range(6):
+        polls.ask([], [], None)
+        polls.failed(0, http_status=500)
+        waits.append(polls.due_ms)
+    assert waits == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
+    polls.ask([], [], None)
+    polls.answered(answer(), 0)
+    assert polls.due_ms == 5_000
+    polls.ask([], [], None)
+    polls.failed(0, http_status=429, retry_after_ms=30_000)
+    polls.soon(0)
+    assert polls.due_ms == 30_000
+
+
+def test_a_refused_token_is_replaced_at_once_and_only_once() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.failed(7, http_status=401)
+    assert (polls.due_ms, polls.fresh_token) == (7, True)
+    polls.ask([], [], None)
+    polls.failed(8, http_status=401)
+    assert polls.due_ms == 8 + 5_500
+    polls.ask([], [], None)
+    polls.answered(answer(), 9)
+    assert not polls.fresh_token
+
+
+def test_what_is_not_allowed_is_not_asked_for_any_more() -> None:
+    polls = poller()
+    assert polls.ask(["secret"], ["kol_1"], None).rooms == ["secret"]
+    polls.failed(0, http_status=403)
+    assert polls.due_ms == 0
+    assert polls.ask(["secret"], ["kol_1"], None) == PollRequest(device="laptop")
+
+
+def test_something_to_tell_is_polled_at_once_or_right_after_the_poll_under_way() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.soon(5)
+    assert polls.due_ms is None
+    polls.answered(answer(), 10)
+    assert polls.due_ms == 10
+    polls.ask([], [], None)
+    polls.answered(answer(), 10)
+    polls.soon(20)
+    assert polls.due_ms == 20
+
+
+def test_who_has_stopped_polls_no_more_and_begins_anew() -> None:
+    polls = poller()
+    polls.ask([], [], None)
+    polls.answered(answer(), 0)
+    polls.ask([], [], None)
+    assert polls.stop()
+    assert not polls.stop()
+    assert polls.answered(answer(), 0) is None
+    polls.soon(0)
+    assert polls.due_ms is None
+    polls.begin(3)
+    assert polls.due_ms == 3
+    assert polls.ask([], [], None).cursor is None
+
+
+# In the machine.
+
+
+class Rig:
+    """A machine that was online once, whose socket can't be had, and its clock."""
+
+    def __init__(self, *, online: bool = True, renewable: bool = True, **options: Any) -> None:
+        self.now_ms = 0.0
+        timing = Timing(delays_ms=(0,), jitter=0.0)
+        self.core = ClientCore(
+            random=lambda: 0.5, timing=timing, online=online, renewable=renewable, device="laptop", **options
+        )
+        self.core.start(self.now_ms)
+        self.greet(entry("kol_1"))
+
+    def greet(self, *present: StatusEntry, full: bool = True) -> list[object]:
+        self.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), self.now_ms)
+        self.core.receive(UserOnlineStatus(list(present), full=full, cursor="s1"), self.now_ms)
+        return self.answer_all()
+
+    def answer_all(self) -> list[object]:
+        sent = [frame for frame in self.core.frames_to_send() if frame.id is not None]
+        for frame in sent:
+            assert isinstance(frame.id, int)
+            self.core.receive(HeartbeatAck(0, frame.id) if isinstance(frame, Heartbeat) else Ack(frame.id), self.now_ms)
+            if isinstance(frame, Subscribe) and frame.user_ids:
+                answer = UserOnlineStatus([entry(u) for u in frame.user_ids], full=True, cursor="w")
+                self.core.receive(answer, self.now_ms)
+        return list(sent)
+
+    def fail(self) -> list[Event]:
+        """From a connection to `failed`."""
+        self.core.lost(self.now_ms)
+        self.core.tick(self.now_ms)
+        self.core.lost(self.now_ms, reason="refused")
+        assert self.core.phase is Phase.RESTING
+        return self.tick()
+
+    def tick(self) -> list[Event]:
+        self.core.tick(self.now_ms)
+        return self.core.events()
+
+    def wait(self, ms: float) -> list[Event]:
+        end = self.now_ms + ms
+        events: list[Event] = []
+        while (deadline := self.core.next_deadline_ms()) is not None and deadline <= end:
+            self.now_ms = max(self.now_ms, deadline)
+            events.extend(self.tick())
+        self.now_ms = end
+        return events
+
+    def poll(self, told: PollAnswer) -> list[Event]:
+        """The poll under way is answered."""
+        self.core.polled(told, self.now_ms)
+        return self.core.events()
+
+
+def of(events: list[Event], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def polling() -> Rig:
+    rig = Rig()
+    rig.fail()
+    rig.poll(answer(entry("kol_1"), full=True))
+    assert rig.core.polling
+    return rig
+
+
+def test_in_failed_everyone_is_offline_until_a_poll_is_answered() -> None:
+    rig = Rig()
+    events = rig.fail()
+    assert of(events, Poll) == [Poll(PollRequest(device="laptop"), False)]
+    assert not rig.core.copy.status_of("kol_1").online
+    assert (rig.core.stale, rig.core.freshness) == (True, "stale")
+    events = rig.poll(answer(entry("kol_1", "busy", 2), full=True))
+    (change,) = of(events, Change)
+    assert (change.entry.status, change.stale) == ("busy", False)
+    assert of(events, Synced) == [Synced(polled=True)]
+    assert (rig.core.state, rig.core.freshness) == ("failed", "polled")
+
+
+def test_polls_go_on_beside_the_slow_attempts_which_disturb_nothing() -> None:
+    rig = polling()
+    events: list[Event] = []
+    polls = 0
+    while rig.core.phase is not Phase.PROBING:
+        for event in rig.wait(1_000):
+            events.append(event)
+            if isinstance(event, Poll):
+                polls += 1
+                events.extend(rig.poll(answer(cursor=f"p{polls}")))
+    assert rig.now_ms == 60_000
+    assert polls == 12
+    (attempt,) = of(events, Connect)
+    assert attempt.cursor in ("p11", "p12")
+    rig.core.lost(rig.now_ms, reason="refused")
+    events.extend(rig.core.events())
+    assert not of(events, Stale)
+    assert not of(events, Change)
+    assert not of(events, StateChanged)
+    assert rig.core.polling
+    assert of(rig.wait(5_000), Poll)
+
+
+def test_an_observer_does_not_poll() -> None:
+    rig = Rig(online=False)
+    events = [*rig.fail(), *rig.wait(59_000)]
+    assert not of(events, Poll)
+    assert of(rig.wait(1_000), Connect)
+
+
+def test_a_status_is_told_by_a_poll_at_once_and_the_wish_is_answered_with_it() -> None:
+    rig = polling()
+    request = rig.core.set_status("busy", rig.now_ms)
+    (poll,) = of(rig.tick(), Poll)
+    assert poll.request.status == "busy"
+    (answered,) = of(rig.poll(answer()), Answered)
+    assert (answered.request_id, answered.error) == (request, None)
+
+
+def test_a_wish_that_comes_while_a_poll_is_under_way_waits_for_the_next() -> None:
+    rig = polling()
+    assert of(rig.wait(5_000), Poll)
+    rig.core.watch(["kol_9"], rig.now_ms)
+    assert not of(rig.poll(answer()), Answered)
+    (poll,) = of(rig.tick(), Poll)
+    assert poll.request.user_ids == ["kol_9"]
+    assert of(rig.poll(answer(entry("kol_1"), entry("kol_9"), full=True)), Answered)
+    assert rig.core.copy.status_of("kol_9").online
+
+
+def test_who_is_watched_no_more_is_not_asked_for() -> None:
+    rig = polling()
+    rig.core.watch(["kol_9"], rig.now_ms)
+    rig.core.unwatch(["kol_9"], rig.now_ms)
+    rig.core.join("lobby", rig.now_ms)
+    (poll,) = of(rig.tick(), Poll)
+    assert (poll.request.user_ids, poll.request.rooms) == (None, ["lobby"])
+    assert len(of(rig.poll(answer(entry("kol_1"), full=True)), Answered)) == 3
+
+
+def test_messages_and_calls_need_a_socket() -> None:
+    rig = polling()
+    with pytest.raises(ConnectionFailed):
+        rig.core.send_message("kol_1", "hello", rig.now_ms)
+    with pytest.raises(ConnectionFailed):
+        rig.core.call("c1", "kol_1", rig.now_ms, video=True, audio=True)
+
+
+def test_a_failed_poll_makes_the_copy_stale_fails_wishes_and_after_three_everyone_is_offline() -> None:
+    rig = polling()
+    rig.core.set_status("away", rig.now_ms)
+    rig.tick()
+    events: list[Event] = []
+    for _ in range(3):
+        rig.core.poll_failed(rig.now_ms, reason="no route")
+        events.extend(rig.core.events())
+        if not of(events, Change):
+            assert rig.core.copy.status_of("kol_1").online
+        while rig.core.next_deadline_ms() is not None and not of(rig.wait(1_000), Poll):
+            pass
+    (answered,) = of(events, Answered)
+    assert isinstance(answered.error, ConnectionFailed)
+    assert of(events, Stale) == [Stale()]
+    assert [change.stale for change in of(events, Change)] == [True]
+    (change,) = of(rig.poll(answer(entry("kol_1"), full=True)), Change)
+    assert change.entry.online
+
+
+def test_a_wish_survives_a_token_that_has_run_out() -> None:
+    rig = polling()
+    rig.core.set_status("away", rig.now_ms)
+    rig.tick()
+    rig.core.poll_failed(rig.now_ms, http_status=401)
+    (poll,) = of(rig.tick(), Poll)
+    assert (poll.fresh_token, poll.request.status) == (True, "away")
+    assert of(rig.poll(answer()), Answered)
+
+
+def test_a_plain_token_that_is_refused_is_the_end() -> None:
+    rig = Rig(renewable=False)
+    rig.fail()
+    rig.core.poll_failed(rig.now_ms, http_status=401)
+    assert rig.core.over
+    assert rig.core.next_deadline_ms() is None
+
+
+def test_a_new_socket_waits_for_the_poll_under_way_before_it_comes_online() -> None:
+    rig = polling()
+    rig.core.set_status("away", rig.now_ms)
+    assert of(rig.tick(), Poll)
+    rig.core.start(rig.now_ms)
+    assert rig.core.phase is Phase.PROBING
+    assert rig.greet(full=False) == []
+    assert rig.core.phase is Phase.PROBING
+    events = rig.poll(answer(cursor="p2"))
+    assert rig.core.state == "connected"
+    assert not of(events, StopPolling)
+    online, settling = rig.answer_all()
+    assert isinstance(online, UserOnline)
+    assert (online.status, online.device) == ("away", "laptop")
+    assert isinstance(settling, Heartbeat)
+    assert (rig.core.stale, rig.core.freshness) == (False, "live")
+    assert rig.core.next_deadline_ms() is not None
+    assert not of(rig.wait(20_000), Poll)
+
+
+def test_it_does_not_wait_for_ever_and_comes_online_once_more_later() -> None:
+    rig = polling()
+    assert of(rig.wait(5_000), Poll)
+    rig.core.start(rig.now_ms)
+    rig.greet(full=False)
+    events = rig.wait(3_000)
+    assert of(events, StopPolling)
+    assert rig.core.state == "connected"
+    assert type(rig.answer_all()[0]) is UserOnline
+    rig.core.polled(answer(entry("kol_1", "offline", 9)), rig.now_ms)  # nobody listens any more
+    assert rig.core.copy.status_of("kol_1").online
+    rig.wait(15_000)
+    assert UserOnline in [type(frame) for frame in rig.core.frames_to_send()]
+
+
+def test_a_socket_goes_on_from_the_polls_cursor_when_both_see_the_public_users_alone() -> None:
+    rig = polling()
+    rig.core.start(rig.now_ms)
+    assert of(rig.core.events(), Connect) == [Connect("p1", True)]
+    rig.greet(entry("kol_2"), full=False)
+    assert {user_id for user_id, held in rig.core.copy.entries.items() if held.online} == {"kol_1", "kol_2"}
+
+
+def test_a_socket_that_has_a_room_to_see_takes_everything_anew_and_nobody_flickers() -> None:
+    rig = Rig()
+    rig.core.join("lobby", rig.now_ms)
+    rig.answer_all()
+    rig.core.receive(UserOnlineStatus([entry("user_2")], full=True, room="lobby", cursor="r"), rig.now_ms)
+    rig.fail()
+    rig.poll(answer(entry("kol_1"), entry("kol_2"), entry("user_2"), entry("user_3"), full=True))
+    rig.core.start(rig.now_ms)
+    assert of(rig.core.events(), Connect) == [Connect(None, True)]
+    rig.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), rig.now_ms)
+    # kol_2 has gone since the last poll.
+    rig.core.receive(UserOnlineStatus([entry("kol_1")], full=True, cursor="s2"), rig.now_ms)
+    sent = rig.core.frames_to_send()
+    assert of(rig.core.events(), Change) == []
+    for frame in sent:
+        assert isinstance(frame.id, int)
+        rig.core.receive(HeartbeatAck(0, frame.id) if isinstance(frame, Heartbeat) else Ack(frame.id), rig.now_ms)
+        if isinstance(frame, Subscribe):
+            roster = UserOnlineStatus([entry("user_2"), entry("user_3")], full=True, room="lobby", cursor="r2")
+            rig.core.receive(roster, rig.now_ms)
+    changes = of(rig.core.events(), Change)
+    assert {(change.user_id, change.entry.online) for change in changes} == {("user_3", True), ("kol_2", False)}
+    assert set(rig.core.copy.entries) == {"kol_1", "user_2", "user_3"}
+    assert rig.core.freshness == "live"
+
+
+def test_crowded_rooms_tell_their_count_in_polls_too() -> None:
+    rig = polling()
+    rig.core.join("lobby", rig.now_ms)
+    rig.tick()
+    events = rig.poll(answer(full=True, room_occupancy=[RoomCount("lobby", 5000)]))
+    assert of(events, RoomOccupancy) == [RoomOccupancy("lobby", 5000)]
+    assert rig.core.copy.occupancy == {"lobby": 5000}
+
+
+def test_who_leaves_or_is_stopped_polls_no_more() -> None:
+    rig = polling()
+    assert of(rig.wait(5_000), Poll)
+    rig.core.leave(rig.now_ms)
+    assert of(rig.core.events(), StopPolling)
+    assert rig.core.next_deadline_ms() is None
+
+
+# What polls tell, in the copy.
+
+
+def test_who_left_the_rooms_is_seen_no_more_and_who_is_watched_stays() -> None:
+    rig = Rig()
+    rig.core.join("lobby", rig.now_ms)
+    rig.core.watch(["user_3"], rig.now_ms)
+    rig.answer_all()
+    rig.core.receive(UserOnlineStatus([entry("user_2"), entry("user_3")], full=True, room="lobby"), rig.now_ms)
+    rig.fail()
+    rig.poll(answer(entry("kol_1"), entry("user_2"), entry("user_3"), entry("user_4"), full=True))
+    rig.wait(5_000)
+    changes = of(rig.poll(answer(entry("user_2", rev=2, left=True), entry("user_4", rev=2, left=True))), Change)
+    assert [(change.user_id, change.room, change.left) for change in changes] == [
+        ("user_2", "lobby", True),
+        ("user_4", None, True),
+    ]
+    assert set(rig.core.copy.entries) == {"kol_1", "user_3"}
+    assert set(rig.core.copy.rooms["lobby"]) == {"user_3"}
+
+
+def test_an_older_entry_of_a_poll_is_refused() -> None:
+    rig = polling()
+    rig.wait(5_000)
+    assert of(rig.poll(answer(entry("kol_1", "offline", 0), entry("kol_1", "busy", 7))), Change)
+    rig.wait(5_000)
+    assert not of(rig.poll(answer(entry("kol_1", "offline", 6), entry("kol_1", "away", 6, left=True))), Change)
+    assert rig.core.copy.status_of("kol_1").status == "busy"
+
+
+def test_a_full_answer_to_one_part_says_nothing_of_the_others() -> None:
+    rig = Rig()
+    watched = [f"user_{number}" for number in range(1_001)]
+    rig.core.watch(watched, rig.now_ms)
+    rig.answer_all()
+    rig.fail()
+    assert not of(rig.poll(answer(entry("kol_1"), *(entry(u) for u in watched[:1000]), full=True)), Synced)
+    rig.tick()
+    events = rig.poll(answer(entry("kol_1"), entry(watched[1000]), full=True))
+    assert of(events, Synced)
+    assert all(rig.core.copy.status_of(user_id).online for user_id in ["kol_1", *watched])
+    rig.wait(5_000)
+    rig.poll(answer())
+    rig.tick()
+    (change,) = of(rig.poll(answer(full=True)), Change)
+    assert (change.user_id, change.entry.online) == (watched[1000], False)
