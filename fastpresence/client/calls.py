@@ -88,6 +88,7 @@ class CallRecord(Struct, eq=False):
     state: CallState
     outcome: CallOutcome | None = None  #: why it ended
     accepting: bool = False  #: we said that we accept, and have no answer yet
+    said_before: bool = False  #: on an earlier connection
 
 
 class Rang(Struct, frozen=True):
@@ -146,7 +147,7 @@ class Calls:
         record = self.record(call_id)
         farewell: Farewell
         outcome: CallOutcome
-        if record.state == "active" or record.accepting:
+        if record.state == "active":
             farewell, outcome = CallEnd(call_id=call_id), "hangup"
         elif record.outgoing:
             farewell, outcome = CallCancel(call_id=call_id), "cancelled"
@@ -167,7 +168,9 @@ class Calls:
             case CallAccept(call_id=call_id) if call_id in self.calls:
                 return self._accepted(self.calls[call_id], error)
             case CallCancel(call_id=call_id) | CallReject(call_id=call_id) | CallEnd(call_id=call_id):
-                self._parted(call_id, request, error)
+                if error is None or isinstance(error, RequestRefused):  # it knows, or knew
+                    self.farewells.pop(call_id, None)
+                    self._said.discard(call_id)
         return []
 
     def _dialled(self, record: CallRecord, error: Exception | None) -> list[CallEvent]:
@@ -184,16 +187,13 @@ class Calls:
             return self._move(record, CallCue.TAKEN)
         if not isinstance(error, RequestRefused):
             return []  # asked again at the next connection
-        record.accepting = False
-        return self._move(record, CallCue.OVER, "offline") if error.code == "unknown_call" else []
-
-    def _parted(self, call_id: str, request: object, error: Exception | None) -> None:
-        if error is not None and not isinstance(error, RequestRefused):
-            return
-        self._said.discard(call_id)
-        if self.farewells.pop(call_id, None) is not None and error is not None and isinstance(request, CallCancel):
-            # Nothing to cancel: it is over, or it was accepted at the same moment.
-            self.farewells[call_id] = CallEnd(call_id=call_id)
+        if error.code != "unknown_call":
+            record.accepting = False
+            return []
+        if record.said_before:
+            # It is over, or the server has our first word and takes the second for nonsense: never busy for nothing.
+            self.farewells[record.call_id] = CallEnd(call_id=record.call_id)
+        return self._move(record, CallCue.OVER, "offline")
 
     def unsaid(self) -> list[Farewell]:
         """What the server is to be told now."""
@@ -213,7 +213,10 @@ class Calls:
 
     def accepting(self) -> list[CallAccept]:
         """What has to be said again on a new connection: we accept, and nobody has confirmed it."""
-        return [CallAccept(call_id=record.call_id) for record in self.calls.values() if record.accepting]
+        records = [record for record in self.calls.values() if record.accepting]
+        for record in records:
+            record.said_before = True
+        return [CallAccept(call_id=record.call_id) for record in records]
 
     def end_all(self, outcome: CallOutcome, *, tell: bool = False) -> list[CallEvent]:
         """Every call is over. `tell`: the server hears of it, should it think otherwise."""

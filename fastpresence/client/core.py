@@ -146,9 +146,6 @@ class ClientCore:
         self._timeout_ms = float(HEARTBEAT_TIMEOUT_MS)
         self._poller = Poller(self._timing, random, device)
         self._carried: list[int] = []  # requests that the poll under way tells
-        self._held: list[ServerFrame] = []  # of a new socket, while a poll is under way
-        self._hold_ms: float | None = None
-        self._doubt = False  # a poll that was broken off may yet come to the server
 
     @property
     def state(self) -> State:
@@ -182,7 +179,7 @@ class ClientCore:
 
     def next_deadline_ms(self) -> float | None:
         """When `tick` is to be called at the latest; None: nothing is waited for."""
-        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms, self._renew_ms, self._hold_ms]
+        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms, self._renew_ms]
         deadlines.append(self._poller.due_ms)
         if self.calls.calls and self.phase not in _TALKS:
             deadlines.append(self._heard_ms + self._timeout_ms)
@@ -215,12 +212,7 @@ class ClientCore:
             self._tick_up(now_ms)
             return
         self._expire_calls(now_ms)
-        if self._hold_ms is not None and now_ms >= self._hold_ms:
-            self._events.append(StopPolling())
-            self._poller.cut()
-            self._doubt = True
-            self._release(now_ms)
-        elif self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
+        if self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
             if self._poller.between_rounds:
                 self._carried = list(self._pending)
             request = self._poller.ask(self._rooms, self.copy.watched, self.status)
@@ -240,9 +232,6 @@ class ClientCore:
             self._cut(now_ms, 1001, Then.AT_ONCE, "the server is draining")
         elif self._beat_ms is not None and now_ms >= self._beat_ms:
             self._out.append(Heartbeat())
-            if self._doubt:  # should that poll have taken our place, it is ours again
-                self._doubt = False
-                self._request(UserOnline(status=self.status, device=self._device), now_ms)
             # Missed beats are not made up for: one now, the next an interval from now.
             self._beat_ms = now_ms + self._interval_ms
             if self._silent_ms is None:
@@ -283,11 +272,8 @@ class ClientCore:
             return
         self._heard_ms = now_ms
         told = self._poller.answered(answer, now_ms)
-        for room in answer.room_occupancy:
-            self._crowded(RoomOccupancy(room.room, room.count))
         if told is not None:
-            self._take_poll(told)
-        self._release(now_ms)
+            self._take_poll(told, {room.room: room.count for room in answer.room_occupancy})
 
     def poll_failed(
         self,
@@ -312,17 +298,18 @@ class ClientCore:
             if self._poller.failures > FAILURES_BORNE and self.phase is Phase.RESTING:
                 self._poller.forget()
                 self._events.extend(self.copy.go_dark())
-        self._release(now_ms)
 
-    def _take_poll(self, told: Told) -> None:
+    def _take_poll(self, told: Told, crowded: dict[str, int]) -> None:
         part = told.part
-        self._events.extend(
-            self.copy.take_poll(
-                told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole, rooms=part.rooms
-            )
-        )
-        if part.public_alone:
+        if part.whole:
+            if crowded.keys() != self.copy.occupancy.keys():
+                self._poller.forget_cursors()  # there are others in the scope: all that is known of them is to be told
+            for room in self.copy.occupancy.keys() - crowded.keys():
+                del self.copy.occupancy[room]
+            for room, count in crowded.items():
+                self._crowded(RoomOccupancy(room, count))
             self.copy.cursor = told.cursor  # a socket goes on from here
+        self._events.extend(self.copy.take_poll(told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole))
         if told.last:
             for request_id in self._carried:
                 self._answer(request_id, Ack(request_id))
@@ -330,12 +317,6 @@ class ClientCore:
             if self.stale:
                 self.stale = False
                 self._events.append(Synced(polled=True))
-
-    def _release(self, now_ms: float) -> None:
-        """No poll is under way any more: a new socket that waited for it may go on."""
-        held, self._held, self._hold_ms = self._held, [], None
-        for frame in held:
-            self.receive(frame, now_ms)
 
     # In: what the user of the client wants. Each returns the id of its request, and raises ConnectionFailed when
     # nobody can be told just now; status, watches and rooms are told at the next connection then. A call that is hung
@@ -424,12 +405,6 @@ class ClientCore:
 
     def receive(self, frame: ServerFrame, now_ms: float) -> None:
         """Take one frame of the server in."""
-        if self.phase is Phase.PROBING and self._poller.asked is not None:
-            # That poll, coming late, would take the place of the session that this socket is about to begin.
-            if not self._held:
-                self._hold_ms = now_ms + self._timing.poll_hold_ms
-            self._held.append(frame)
-            return
         self._silent_ms = None
         if isinstance(frame, Welcome):
             if self.phase in _TRIES:
@@ -468,6 +443,11 @@ class ClientCore:
             if wanted is not None and wanted != given:
                 self.refuse(ConnectionFailed(f"the token is for {given!r}, not for {wanted!r}"))
                 return
+        if self._brought is not None and self.copy.unsure:
+            self._cut(
+                now_ms, 1001, Then.AT_ONCE, "meanwhile polls told of users that the cursor brought does not cover"
+            )
+            return
         self.user_id, self.user_type = frame.user_id, frame.user_type
         self._up_ms = now_ms
         self._due_ms = None
@@ -482,7 +462,6 @@ class ClientCore:
         self._beat_ms = now_ms + self._interval_ms * self._random()
         self.copy.connected(frame.epoch, brought=self._brought)
         self._stop_polling()
-        self._fail_pending(ConnectionFailed("no poll tells it any more: the new connection does"))
         self._grow_stale()
         self._halvings = 0
         self._expire_calls(now_ms)
@@ -589,6 +568,9 @@ class ClientCore:
             self.stale = False
             self._settling = None
             self._events.extend(self.copy.off_polling())
+            for request_id, pending in list(self._pending.items()):
+                if pending.polled:  # what a poll was to tell, this connection has told
+                    self._answer(request_id, Ack(request_id))
             self._events.append(Synced())
 
     def _grow_stale(self) -> None:
@@ -597,8 +579,9 @@ class ClientCore:
             self._events.append(Stale())
 
     def _crowded(self, frame: RoomOccupancy) -> None:
+        if self.copy.occupancy.get(frame.room) != frame.count:
+            self._events.append(frame)
         self.copy.crowded(frame.room, frame.count)
-        self._events.append(frame)
 
     # Calls.
 
@@ -673,7 +656,7 @@ class ClientCore:
         expiring = ends is not None and ends - now_ms < TOKEN_MARGIN_MS
         self._move(Cue.DUE, self.reason)
         self._due_ms = now_ms + self._timing.attempt_timeout_ms
-        self._brought = self.copy.cursor
+        self._brought = None if self.copy.unsure else self.copy.cursor
         self._events.append(Connect(self._brought, self._renewable and (self._fresh_token or expiring)))
 
     def _cut(self, now_ms: float, code: int | None, then: Then, reason: str) -> None:
@@ -710,14 +693,12 @@ class ClientCore:
         phase = NEXT[self.phase].get(cue)
         if phase is None:
             return
-        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = self._hold_ms = None
+        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = None
         self._out.clear()
-        self._held.clear()
         if self.phase is Phase.PROBING and phase is Phase.RESTING:
             self._move(cue, error)  # polls go on as if nothing had happened
             return
         self._settling = None
-        self._doubt = False
         self._stop_polling()
         self._fail_pending(error)
         self._grow_stale()

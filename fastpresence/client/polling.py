@@ -34,7 +34,7 @@ class PollRequest(Struct, frozen=True, omit_defaults=True):
 
     cursor: str | None = None
     status: Status | None = None  #: only when it is to change
-    rooms: list[str] | None = None
+    rooms: list[str] | None = None  #: all that the user is in; left out: as they are
     user_ids: list[str] | None = None
     device: str | None = None  #: whose socket this stands in for
 
@@ -62,10 +62,6 @@ class Part(Struct, frozen=True):
     user_ids: tuple[str, ...]
     rooms: tuple[str, ...]
     whole: bool
-
-    @property
-    def public_alone(self) -> bool:
-        return self.whole and not self.user_ids and not self.rooms
 
 
 class Told(Struct, frozen=True):
@@ -124,14 +120,13 @@ class Poller:
         return under_way
 
     def forget(self) -> None:
-        """Ask for everything again."""
-        self._cursors.clear()
+        """What came of the round so far is void, and the next one is to tell everything."""
+        self.forget_cursors()
         self._void()
 
-    def cut(self) -> None:
-        """The poll under way is given up; whether the server has heard of it is not known."""
-        self.asked = None
-        self._void()
+    def forget_cursors(self) -> None:
+        """The next round is to tell everything."""
+        self._cursors.clear()
 
     def soon(self, now_ms: float) -> None:
         """Poll at once, or as soon as the server allows it: there is something to tell."""
@@ -151,7 +146,7 @@ class Poller:
         self.asked = PollRequest(
             cursor=self._page_cursor or self._cursors.get(part),
             status=status if status != self._told_status else None,
-            rooms=list(part.rooms) or None,
+            rooms=list(part.rooms) if part.whole else None,
             user_ids=list(part.user_ids) or None,
             device=self._device,
         )
@@ -164,8 +159,8 @@ class Poller:
             return None
         self.fresh_token = False
         self._told_status = request.status or self._told_status
-        if answer.full and self._page_cursor is not None and not self._full:
-            self._pages.clear()  # the changes are not known any more: this is everything
+        if answer.full:
+            self._pages.clear()  # where there were some, the server does not know how to go on: this is everything
         self._full = self._full or answer.full
         self._pages.extend(answer.user_status)
         self._page += 1
@@ -191,7 +186,8 @@ class Poller:
         if self.asked is None:
             return
         scope = self.asked.rooms or self.asked.user_ids
-        self.cut()
+        self.asked = None
+        self._void()
         self.works = False
         self._told_status = None  # the session that it was told may end before the next poll
         if http_status == 401 and not self.fresh_token:

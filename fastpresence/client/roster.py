@@ -68,6 +68,7 @@ class RosterCopy:
         self.occupancy: dict[str, int] = {}  #: of rooms too big for a roster
         self.watched: dict[str, bool] = {}  #: True: `watch_cursor` covers this user
         self._public_users: set[str] = set()
+        self._public_types: set[str] = set()  # whose users have been seen for no other reason than their type
         self._polled: set[str] = set()  # seen by polling, as a public user or in some room
         self._public = public
         self._epoch: str | None = None
@@ -106,6 +107,11 @@ class RosterCopy:
         """Whether a full answer, or its last page, is still to come."""
         scopes = (self._base, *self._asked, *self._room_scopes.values())
         return self._awaited or any(scope.open for scope in scopes)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether polls told of users who may be public ones or not: `cursor` does not cover who they are."""
+        return bool(self._polled)
 
     def off_polling(self) -> list[Change]:
         """A connection has caught up: whom only polls told of is seen no more, and offline at that."""
@@ -152,11 +158,10 @@ class RosterCopy:
 
     def unwatch(self, user_ids: Iterable[str]) -> None:
         """These are not watched any more; who is seen for no other reason is dropped."""
-        types = {self.entries[user_id].user_type for user_id in self._public_users if user_id in self.entries}
         for user_id in user_ids:
             self.watched.pop(user_id, None)
             held = self.entries.get(user_id)
-            if held is not None and held.user_type in types:
+            if held is not None and held.user_type in self._public_types:
                 self._public_users.add(user_id)  # as public as those that nobody had to watch to see
             self._drop_unseen(user_id)
 
@@ -204,13 +209,12 @@ class RosterCopy:
         return self._replace(scope)
 
     def take_poll(
-        self, entries: list[StatusEntry], *, full: bool, user_ids: Iterable[str], whole: bool, rooms: Iterable[str]
+        self, entries: list[StatusEntry], *, full: bool, user_ids: Iterable[str], whole: bool
     ) -> list[Change]:
-        """The whole answer to a poll about these watched users and, if `whole`, the public users and these rooms.
+        """The whole answer to a poll about these watched users and, if `whole`, the public users and the rooms.
 
         With `full`, who is in that scope and not listed is offline. Which room somebody is in, polls do not tell.
         """
-        among_rooms = bool(list(rooms))
         changes: list[Change] = []
         for entry in entries:
             user_id = entry.user_id
@@ -220,7 +224,7 @@ class RosterCopy:
                 changes.extend(self._leave_everywhere(entry))
                 continue
             if user_id not in self.watched:
-                (self._polled if among_rooms or self.watched else self._public_users).add(user_id)
+                (self._public_users if entry.user_type in self._public_types else self._polled).add(user_id)
             change = self._put(entry)
             if change is not None:
                 changes.append(change)
@@ -285,7 +289,7 @@ class RosterCopy:
         if covered is None:
             covered = frozenset(user_id for user_id in self._public_users if not self._seen_otherwise(user_id))
             if self._public:
-                self._public_users.update(listed.difference(self.watched))
+                self._are_public(scope.pages)
         changes = self._seen_now(scope.pages)
         for user_id in covered:
             if user_id in self.watched:
@@ -298,8 +302,15 @@ class RosterCopy:
     def _seen_now(self, entries: list[StatusEntry]) -> list[Change]:
         """Entries of a frame without `room`: who is not watched must be public."""
         if self._public:
-            self._public_users.update(entry.user_id for entry in entries if entry.user_id not in self.watched)
+            self._are_public(entries)
         return self._told(entry for entry in entries if self._seen(entry.user_id))
+
+    def _are_public(self, entries: list[StatusEntry]) -> None:
+        """Who is told of and not watched is public, and so is everybody of his type."""
+        for entry in entries:
+            if entry.user_id not in self.watched:
+                self._public_users.add(entry.user_id)
+                self._public_types.add(entry.user_type)
 
     def _told(self, entries: Iterable[StatusEntry]) -> list[Change]:
         changes = (self._put(entry) for entry in entries if not self._fenced(entry))

@@ -31,7 +31,6 @@ class Timing(Struct, frozen=True, kw_only=True):
     silence_floor_ms: float = 1_000  #: a beat is given at least this long to be answered
     poll_interval_ms: float = 5_000  #: between polls, while no socket can be had; jittered as the delays are
     poll_timeout_ms: float = 30_000  #: from the start of a poll to the end of its answer
-    poll_hold_ms: float = 3_000  #: how long a new socket waits for a poll under way
 
     def scaled(self, factor: float) -> "Timing":
         """The same timings, `factor` times as long; the jitter's share stays."""
@@ -46,7 +45,6 @@ class Timing(Struct, frozen=True, kw_only=True):
             silence_floor_ms=self.silence_floor_ms * factor,
             poll_interval_ms=self.poll_interval_ms * factor,
             poll_timeout_ms=self.poll_timeout_ms * factor,
-            poll_hold_ms=self.poll_hold_ms * factor,
         )
 
 

@@ -1,6 +1,7 @@
 """A TCP proxy in front of a server, which is the network of a test: it cuts, stalls and refuses on demand.
 
     client <-> Proxy <-> server      cut(): RST to both      stall(): no byte passes      refuse(): newcomers are reset
+                                     block(): no WebSocket begins, while other HTTP passes
 
 It also keeps what passed, so that a test can see what a client brought and what a server sent.
 """
@@ -40,6 +41,7 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._refusing = False
+        self._blocking = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -68,6 +70,10 @@ class Proxy:
     def refuse(self, refusing: bool = True) -> None:
         """Newcomers are reset, or not any more."""
         self._refusing = refusing
+
+    def block(self, blocking: bool = True) -> None:
+        """Whoever asks for a WebSocket is told 502, as by a proxy on the way that knows of none, or not any more."""
+        self._blocking = blocking
 
     def lead_to(self, port: int) -> None:
         """Newcomers come to another server."""
@@ -102,9 +108,22 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Passed) -> None:
+        begun = b""
+        if self._blocking:
+            try:
+                begun = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                writer.close()
+                return
+            if b"upgrade: websocket" in begun.lower():
+                writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                writer.close()
+                return
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
         both = {writer, upstream_writer}
         self._writers |= both
+        passed.from_client += begun
+        upstream_writer.write(begun)
         try:
             await asyncio.gather(
                 self._pump(reader, upstream_writer, passed, "from_client"),

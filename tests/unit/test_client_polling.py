@@ -8,6 +8,7 @@ from fastpresence.client.core import ClientCore
 from fastpresence.client.machine import (
     Answered,
     Connect,
+    Disconnect,
     Event,
     Phase,
     Poll,
@@ -35,7 +36,7 @@ from fastpresence.messages import (
 
 
 def entry(user_id: str, status: Status = "online", rev: int = 1, *, left: bool = False) -> StatusEntry:
-    return StatusEntry(user_id, "kol", status, status != "offline", 1_700_000_000, rev, left)
+    return StatusEntry(user_id, user_id.split("_")[0], status, status != "offline", 1_700_000_000, rev, left)
 
 
 def answer(*entries: StatusEntry, full: bool = False, cursor: str = "p1", **fields: Any) -> PollAnswer:
@@ -54,13 +55,13 @@ def poller(**timing: Any) -> Poller:
 def test_polls_come_every_interval_with_jitter_and_bring_their_cursor() -> None:
     polls = poller()
     assert polls.due_ms == 0
-    assert polls.ask([], [], None) == PollRequest(device="laptop")
+    assert polls.ask([], [], None) == PollRequest(rooms=[], device="laptop")
     assert polls.due_ms is None
     told = polls.answered(answer(full=True, cursor="p1"), 100)
     assert told is not None
-    assert (told.last, told.full, told.part.public_alone) == (True, True, True)
+    assert (told.last, told.full, told.part.whole) == (True, True, True)
     assert polls.due_ms == 100 + 5_500
-    assert polls.ask([], [], None) == PollRequest(cursor="p1", device="laptop")
+    assert polls.ask([], [], None) == PollRequest(cursor="p1", rooms=[], device="laptop")
 
 
 def test_pages_are_asked_for_at_once_and_told_together() -> None:
@@ -176,7 +177,7 @@ def test_what_is_not_allowed_is_not_asked_for_any_more() -> None:
     assert polls.ask(["secret"], ["kol_1"], None).rooms == ["secret"]
     polls.failed(0, http_status=403)
     assert polls.due_ms == 0
-    assert polls.ask(["secret"], ["kol_1"], None) == PollRequest(device="laptop")
+    assert polls.ask(["secret"], ["kol_1"], None) == PollRequest(rooms=[], device="laptop")
 
 
 def test_something_to_tell_is_polled_at_once_or_right_after_the_poll_under_way() -> None:
@@ -279,7 +280,7 @@ def polling() -> Rig:
 def test_in_failed_everyone_is_offline_until_a_poll_is_answered() -> None:
     rig = Rig()
     events = rig.fail()
-    assert of(events, Poll) == [Poll(PollRequest(device="laptop"), False)]
+    assert of(events, Poll) == [Poll(PollRequest(rooms=[], device="laptop"), False)]
     assert not rig.core.copy.status_of("kol_1").online
     assert (rig.core.stale, rig.core.freshness) == (True, "stale")
     events = rig.poll(answer(entry("kol_1", "busy", 2), full=True))
@@ -395,42 +396,31 @@ def test_a_plain_token_that_is_refused_is_the_end() -> None:
     assert rig.core.next_deadline_ms() is None
 
 
-def test_a_new_socket_waits_for_the_poll_under_way_before_it_comes_online() -> None:
+def test_a_new_socket_ends_the_polling_and_tells_what_a_poll_was_to_tell() -> None:
     rig = polling()
-    rig.core.set_status("away", rig.now_ms)
+    request = rig.core.set_status("away", rig.now_ms)
     assert of(rig.tick(), Poll)
     rig.core.start(rig.now_ms)
     assert rig.core.phase is Phase.PROBING
-    assert rig.greet(full=False) == []
-    assert rig.core.phase is Phase.PROBING
-    events = rig.poll(answer(cursor="p2"))
+    rig.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), rig.now_ms)
+    events = rig.core.events()
+    assert of(events, StopPolling)
+    assert not of(events, Answered)
     assert rig.core.state == "connected"
-    assert not of(events, StopPolling)
+    rig.core.polled(answer(entry("kol_1", "offline", 9)), rig.now_ms)  # nobody listens any more
+    assert rig.core.copy.status_of("kol_1").online
     online, settling = rig.answer_all()
     assert isinstance(online, UserOnline)
     assert (online.status, online.device) == ("away", "laptop")
     assert isinstance(settling, Heartbeat)
+    events = rig.core.events()
+    assert request in [answered.request_id for answered in of(events, Answered) if answered.error is None]
+    assert of(events, Synced) == [Synced()]
     assert (rig.core.stale, rig.core.freshness) == (False, "live")
-    assert rig.core.next_deadline_ms() is not None
     assert not of(rig.wait(20_000), Poll)
 
 
-def test_it_does_not_wait_for_ever_and_comes_online_once_more_later() -> None:
-    rig = polling()
-    assert of(rig.wait(5_000), Poll)
-    rig.core.start(rig.now_ms)
-    rig.greet(full=False)
-    events = rig.wait(3_000)
-    assert of(events, StopPolling)
-    assert rig.core.state == "connected"
-    assert type(rig.answer_all()[0]) is UserOnline
-    rig.core.polled(answer(entry("kol_1", "offline", 9)), rig.now_ms)  # nobody listens any more
-    assert rig.core.copy.status_of("kol_1").online
-    rig.wait(15_000)
-    assert UserOnline in [type(frame) for frame in rig.core.frames_to_send()]
-
-
-def test_a_socket_goes_on_from_the_polls_cursor_when_both_see_the_public_users_alone() -> None:
+def test_a_socket_goes_on_from_the_polls_cursor_when_it_is_clear_who_is_public() -> None:
     rig = polling()
     rig.core.start(rig.now_ms)
     assert of(rig.core.events(), Connect) == [Connect("p1", True)]
@@ -451,7 +441,7 @@ def test_a_socket_that_has_a_room_to_see_takes_everything_anew_and_nobody_flicke
     # kol_2 has gone since the last poll.
     rig.core.receive(UserOnlineStatus([entry("kol_1")], full=True, cursor="s2"), rig.now_ms)
     sent = rig.core.frames_to_send()
-    assert of(rig.core.events(), Change) == []
+    assert [change.user_id for change in of(rig.core.events(), Change)] == ["kol_2"]
     for frame in sent:
         assert isinstance(frame.id, int)
         rig.core.receive(HeartbeatAck(0, frame.id) if isinstance(frame, Heartbeat) else Ack(frame.id), rig.now_ms)
@@ -459,18 +449,45 @@ def test_a_socket_that_has_a_room_to_see_takes_everything_anew_and_nobody_flicke
             roster = UserOnlineStatus([entry("user_2"), entry("user_3")], full=True, room="lobby", cursor="r2")
             rig.core.receive(roster, rig.now_ms)
     changes = of(rig.core.events(), Change)
-    assert {(change.user_id, change.entry.online) for change in changes} == {("user_3", True), ("kol_2", False)}
-    assert set(rig.core.copy.entries) == {"kol_1", "user_2", "user_3"}
+    assert {(change.user_id, change.entry.online) for change in changes} == {("user_3", True)}
+    assert {user_id for user_id, held in rig.core.copy.entries.items() if held.online} == {"kol_1", "user_2", "user_3"}
     assert rig.core.freshness == "live"
 
 
-def test_crowded_rooms_tell_their_count_in_polls_too() -> None:
+def test_a_socket_that_brought_a_cursor_before_a_stranger_was_polled_is_not_gone_on_with() -> None:
+    rig = polling()
+    assert of(rig.wait(5_000), Poll)
+    rig.core.start(rig.now_ms)
+    assert of(rig.core.events(), Connect) == [Connect("p1", True)]
+    rig.poll(answer(entry("guest_1")))  # of a type that no socket has told of: public, or not?
+    rig.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), rig.now_ms)
+    events = rig.core.events()
+    assert of(events, Disconnect) == [Disconnect(1001)]
+    assert rig.core.polling
+    assert of(rig.tick(), Connect) == [Connect(None, True)]
+
+
+def test_crowded_rooms_tell_their_count_in_polls_too_and_everything_is_told_when_that_changes() -> None:
     rig = polling()
     rig.core.join("lobby", rig.now_ms)
     rig.tick()
-    events = rig.poll(answer(full=True, room_occupancy=[RoomCount("lobby", 5000)]))
-    assert of(events, RoomOccupancy) == [RoomOccupancy("lobby", 5000)]
+    rig.poll(answer(entry("kol_1"), entry("user_2"), full=True))
+
+    def poll(told: PollAnswer) -> tuple[str | None, list[Event]]:
+        (asked,) = of(rig.wait(5_000), Poll)
+        return asked.request.cursor, rig.poll(told)
+
+    crowded = [RoomCount("lobby", 5000)]
+    assert of(poll(answer(room_occupancy=crowded))[1], RoomOccupancy) == [RoomOccupancy("lobby", 5000)]
     assert rig.core.copy.occupancy == {"lobby": 5000}
+    cursor, events = poll(answer(entry("kol_1"), full=True, room_occupancy=crowded))
+    assert cursor is None
+    assert not of(events, RoomOccupancy)
+    assert [change.user_id for change in of(events, Change)] == ["user_2"]
+    assert poll(answer(cursor="p4"))[0] == "p1"
+    assert rig.core.copy.occupancy == {}
+    assert poll(answer(entry("kol_1"), entry("user_2"), full=True))[0] is None
+    assert rig.core.copy.status_of("user_2").online
 
 
 def test_who_leaves_or_is_stopped_polls_no_more() -> None:

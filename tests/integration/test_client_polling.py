@@ -1,0 +1,318 @@
+"""The Python client where no WebSocket can be had: it polls the real server, and nobody sees the way there or back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fastpresence.client import ConnectionFailed, PresenceClient, RequestRefused, Timing
+from tests.support.clients import Client, Clients, until
+from tests.support.proxy import Proxy
+from tests.support.scene import fresh
+from tests.support.server import DEADLINE, Server, shared
+
+HEARTBEAT_TIMEOUT = 2.0
+ROOM_LIMIT = 6
+#: The reconnect table and the polls, as much faster as the server's heartbeats are.
+FAST = Timing(
+    delays_ms=(0, 75, 150, 300),
+    slow_retry_ms=400,
+    stable_after_ms=60_000,
+    attempt_timeout_ms=5_000,
+    silence_floor_ms=500,
+    poll_interval_ms=150,
+    poll_timeout_ms=5_000,
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    yield from shared(
+        {
+            "presence.heartbeat_interval": 0.5,
+            "presence.heartbeat_timeout": HEARTBEAT_TIMEOUT,
+            "presence.room_roster_limit": ROOM_LIMIT,
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def _log(server: Server) -> Iterator[None]:
+    yield
+    server.check()
+
+
+def client_of(server: Server, user_id: str, user_type: str = "user", *, url: str = "", **kwargs: Any) -> PresenceClient:
+    kwargs.setdefault("token", lambda: server.token(user_id, user_type))
+    return PresenceClient(url or server.url, user_id=user_id, user_type=user_type, timing=FAST, **kwargs)
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    """Every story ends."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(2 * DEADLINE):
+            await story()
+
+    asyncio.run(bounded())
+
+
+async def onlooker(others: Clients, *user_ids: str) -> Client:
+    """Somebody who keeps beating and watches these."""
+    seeing = await others.online(fresh("user"))
+    seeing.keep_beating(0.4)
+    await seeing.do("subscribe", user_ids=list(user_ids))
+    return seeing
+
+
+async def without_sockets(proxy: Proxy, client: PresenceClient) -> None:
+    """No WebSocket can be had from now on; returns once the client polls."""
+    proxy.block()
+    proxy.cut()
+    await client.wait_state("failed", DEADLINE)
+    await until(lambda: client.freshness == "polled", "polls keep the copy up to date")
+
+
+async def with_sockets(proxy: Proxy, client: PresenceClient) -> None:
+    proxy.block(False)
+    await client.wait_state("connected", DEADLINE)
+    await until(lambda: client.freshness == "live", "the socket has caught up")
+
+
+@pytest.mark.parametrize("device", ["laptop", None])
+def test_there_and_back_the_user_stays_present_and_his_copy_right(server: Server, device: str | None) -> None:
+    async def story() -> None:
+        host_id, other_id, name, room = fresh("kol"), fresh("user"), fresh("kol"), fresh("room")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            host, other = await others.online(host_id, "kol"), await others.online(other_id)
+            for each in (host, other):
+                each.keep_beating(0.4)
+            seeing = await onlooker(others, name)
+            async with client_of(server, name, "kol", url=proxy.url, device=device, status="busy") as client:
+                await client.watch(other_id)
+                await client.join(room)
+                sight = await seeing.sees(name, "busy")
+                freshness: list[str] = []
+                client.on_freshness(freshness.append)
+
+                await without_sockets(proxy, client)
+                assert client.status_of(host_id).status == "online"
+                assert client.status_of(other_id).status == "online"
+                await host.do("status_change", status="away")
+                await other.do("status_change", status="busy")
+                await until(lambda: client.status_of(host_id).status == "away", "a public user, polled")
+                await until(lambda: client.status_of(other_id).status == "busy", "a watched user, polled")
+                with pytest.raises(ConnectionFailed):
+                    await client.send_message(host_id, "polls carry none")
+                with pytest.raises(ConnectionFailed):
+                    await client.call(host_id)
+                # Longer than a session lives without a sign of life: polls are one.
+                await asyncio.sleep(HEARTBEAT_TIMEOUT + 0.5)
+                assert seeing.view.seen[name][-1] == sight
+
+                await client.set_status("away")
+                sight = await seeing.sees(name, "away")
+                late_id = fresh("kol")
+                late = await others.online(late_id, "kol")
+                late.keep_beating(0.4)
+                await until(lambda: client.status_of(late_id).online, "somebody who came while it polled")
+
+                await with_sockets(proxy, client)
+                assert client.status_of(host_id).status == "away"
+                assert client.status_of(other_id).status == "busy"
+                assert client.status_of(late_id).online
+                assert set(client.members(room)) == {name}
+                assert await client.send_message(host_id, "there you are") == 1
+                # Longer than the session that polled would have lived.
+                await asyncio.sleep(HEARTBEAT_TIMEOUT + 0.5)
+                assert seeing.view.seen[name][-1] == sight
+                assert freshness == ["stale", "polled", "stale", "live"]
+            await seeing.sees(name, "offline")
+
+    run(story)
+
+
+def test_a_watch_and_a_room_of_a_client_that_polls_take_effect_with_the_next_poll(server: Server) -> None:
+    async def story() -> None:
+        name, other_id, room = fresh("user"), fresh("user"), fresh("room")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            other = await others.online(other_id)
+            other.keep_beating(0.4)
+            await other.do("subscribe", rooms=[room])
+            async with client_of(server, name, url=proxy.url, device="d") as client:
+                await without_sockets(proxy, client)
+                assert not client.status_of(other_id).online
+                await client.join(room)
+                assert client.status_of(other_id).online
+                await until(lambda: name in other.view.rooms[room], "the one who polls is in the room")
+                await other.do("unsubscribe", rooms=[room])
+                await until(lambda: not client.status_of(other_id).online, "the one who left is seen no more")
+                await client.watch(other_id)
+                assert client.status_of(other_id).online
+                await client.leave(room)
+                status, roster, _ = server.http("GET", f"/api/online-status/rooms/{room}")
+                assert (status, roster["count"]) == (200, 0)
+                await client.unwatch(other_id)
+                assert not client.status_of(other_id).online
+
+    run(story)
+
+
+def test_when_not_even_polls_come_through_the_copy_says_so_and_recovers(server: Server) -> None:
+    async def story() -> None:
+        host_id = fresh("kol")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            host = await others.online(host_id, "kol")
+            host.keep_beating(0.4)
+            async with client_of(server, fresh("user"), url=proxy.url, device="d") as client:
+                await without_sockets(proxy, client)
+                assert client.status_of(host_id).online
+                proxy.refuse()
+                proxy.cut()
+                await until(lambda: client.stale, "a poll failed")
+                await until(lambda: not client.status_of(host_id).online, "it goes on failing: everyone shows offline")
+                with pytest.raises(ConnectionFailed):
+                    await client.set_status("away")
+                proxy.refuse(False)
+                await until(lambda: client.freshness == "polled", "polls again")
+                assert client.status_of(host_id).online
+                assert server.http("GET", f"/api/online-status/{client.user_id}")[1]["status"] == "away"
+
+    run(story)
+
+
+def test_a_client_that_never_had_a_socket_enters_by_polling(server: Server) -> None:
+    async def story() -> None:
+        host_id, name = fresh("kol"), fresh("user")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            host = await others.online(host_id, "kol")
+            host.keep_beating(0.4)
+            proxy.block()
+            async with client_of(server, name, url=proxy.url) as client:
+                assert (client.state, client.freshness) == ("failed", "polled")
+                assert client.status_of(host_id).online
+                assert server.http("GET", f"/api/online-status/{name}")[1]["online"]
+                await with_sockets(proxy, client)
+                assert client.status_of(host_id).online
+
+    run(story)
+
+
+def test_a_token_revoked_under_a_poller_is_replaced(server: Server) -> None:
+    async def story() -> None:
+        name = fresh("user")
+        fetched: list[str] = []
+
+        def provider() -> str:
+            fetched.append(server.token(name))
+            return fetched[-1]
+
+        async with Proxy(server.port) as proxy, client_of(server, name, url=proxy.url, token=provider) as client:
+            await without_sockets(proxy, client)
+            status, _, _ = server.http("POST", "/api/online-status/tokens/revoke", {"user_id": name})
+            assert status == 200
+            # Within the second of the revocation a new token is refused as well.
+            await until(lambda: client.stale, "the poll was refused")
+            await until(lambda: client.freshness == "polled", "with a new token it is not")
+            await with_sockets(proxy, client)
+
+    run(story)
+
+
+def test_an_observer_without_a_socket_is_seen_by_nobody(server: Server) -> None:
+    async def story() -> None:
+        name = fresh("user")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            seeing = await onlooker(others, name)
+            async with client_of(server, name, url=proxy.url, online=False) as client:
+                proxy.block()
+                proxy.cut()
+                await client.wait_state("failed", DEADLINE)
+                attempts = proxy.attempts
+                await until(lambda: proxy.attempts >= attempts + 2, "it goes on trying")
+                assert (client.state, client.freshness) == ("failed", "stale")
+                assert not [each for each in proxy.connections if "poll" in each.from_client.decode("latin-1")]
+                await with_sockets(proxy, client)
+            await seeing.beat()
+            assert seeing.view.statuses(name) == ["offline"]
+
+    run(story)
+
+
+def test_a_crowded_room_is_a_number_on_a_socket_and_in_polls_and_then_a_roster_again(server: Server) -> None:
+    async def story() -> None:
+        name, room = fresh("user"), fresh("room")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+
+            async def crowd(size: int) -> list[Client]:
+                found = [await others.online(fresh("user"), public=False) for _ in range(size)]
+                for each in found:
+                    each.keep_beating(0.4)
+                    await each.do("subscribe", rooms=[room])
+                return found
+
+            members = await crowd(2)
+            async with client_of(server, name, url=proxy.url, device="d") as client:
+                counts: list[int] = []
+                client.on_occupancy(lambda where, count: counts.append(count) if where == room else None)
+                await client.join(room)
+                await until(lambda: len(client.members(room)) == 3, "the roster")
+                more = await crowd(ROOM_LIMIT)
+                total = 3 + ROOM_LIMIT
+                await until(lambda: client.occupancy(room) == total, "the number")
+                assert client.members(room) == {}
+                assert counts[-1] == total
+                await without_sockets(proxy, client)
+                assert client.occupancy(room) == total
+                for each in more:
+                    await each.do("unsubscribe", rooms=[room])
+                await until(lambda: client.status_of(members[0].user_id).online, "members again, polled")
+                await with_sockets(proxy, client)
+                await until(lambda: len(client.members(room)) == 3, "the roster again")
+                assert client.occupancy(room) == 3
+
+    run(story)
+
+
+def test_what_a_token_does_not_allow_is_refused_and_not_asked_for_again_and_again(server: Server) -> None:
+    async def story() -> None:
+        name, allowed, secret = fresh("user"), fresh("user"), fresh("user")
+        rights: dict[str, Any] = {}
+
+        def provider() -> str:
+            asked = {"user_id": name, **rights}
+            status, answer, _ = server.http("POST", "/api/online-status/rts-token", asked)
+            assert status == 200, answer
+            return str(answer["signature"])
+
+        async with Proxy(server.port) as proxy, client_of(server, name, url=proxy.url, token=provider) as client:
+            room, closed = fresh("room"), fresh("room")
+            await client.watch(allowed, secret)
+            await client.join(room)
+            await client.join(closed)
+            rights.update(watch=[allowed], rooms=[room])
+            proxy.refuse()  # an attempt that never opened: the next one brings a new token
+            proxy.cut()
+            await until(lambda: proxy.attempts >= 2, "an attempt in vain")
+            proxy.refuse(False)
+            await client.wait_state("connected", DEADLINE)
+            await client.wait_synced(DEADLINE)
+            assert list(client.members(closed)) == []
+            assert list(client.members(room)) == [name]
+            with pytest.raises(RequestRefused) as refused:
+                await client.watch(secret)
+            assert refused.value.code == "forbidden"
+            with pytest.raises(RequestRefused) as refused:
+                await client.join(closed)
+            assert refused.value.code == "forbidden"
+            proxy.cut()
+            await client.wait_state("disconnected", DEADLINE)
+            await client.wait_state("connected", DEADLINE)
+            await client.wait_synced(DEADLINE)
+            assert b"forbidden" not in proxy.connections[-1].from_server
+            # And the same way for a poll.
+            rights.update(watch=[], rooms=[])
+            await without_sockets(proxy, client)
+
+    run(story)
