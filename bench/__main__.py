@@ -20,11 +20,13 @@ from bench.load.setting import Cpus, Setting
 from bench.machine import Machine
 from bench.outcome import BenchError, Outcome
 from bench.progress import Progress
-from bench.results import FOLDER, Results, Writer, find
+from bench.report.page import write
+from bench.results import FOLDER, Results, Writer, find, newest
+from bench.rivals.table import hints, rivals
 
 SCENARIOS: Final[dict[str, tuple[Callable[[Setting], Outcome], str]]] = {
     "sync": (crowd.sync, "the headline: change to screen, 2,000 observers at 100 a second, 5,000 at 10; the knee"),
-    "updates": (crowd.updates, "up to 10,000 changes a second, 1,000 observers: right, soon, few frames"),
+    "updates": (crowd.updates, "up to 20,000 changes a second, 1,000 observers: right, soon, few frames"),
     "heartbeats": (scenarios.heartbeats, "a heartbeat and its answer, beside a bare echo in C"),
     "fanout": (scenarios.fanout, "one change to 5,000 observers, beside a send loop in C"),
     "joined": (scenarios.joined, "16 changes in flight: entries a frame, and what a frame costs"),
@@ -41,6 +43,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Setting], Outcome], str]]] = {
     "snapshot": (watch.snapshot, "100,000 public users told to a newcomer"),
     "tls": (secure.tls, "heartbeats and deliveries over TLS, beside the same without"),
     "idle": (crowd.idle, "15,000 quiet connections: memory and CPU"),
+    "rivals": (rivals, "other servers at the same job: one table of ratios"),
 }
 
 
@@ -55,7 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     comparing = commands.add_parser("compare", help="what got better or worse beyond the noise")
     comparing.add_argument("old", metavar="OLD", help="a results file, or a part of its name")
     comparing.add_argument("new", metavar="NEW")
-    for command in (run, comparing):
+    beside = commands.add_parser("rivals", help="run rivals: one table of ratios, and where fastpresence loses")
+    beside.add_argument("--install-hints", action="store_true", help="how to get each rival, and which are here")
+    beside.add_argument("--quick", action="store_true", help="seconds, small: does it work")
+    reporting = commands.add_parser(
+        "report", help="one HTML file of the newest outcome of every scenario, and PNG files"
+    )
+    reporting.add_argument("files", nargs="*", metavar="FILE", help="of these results files only")
+    for command in (run, comparing, reporting, beside):
         command.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help="default: %(default)s")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on every way out
@@ -69,6 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
             lines, worse = compare(old, new)
             print("\n".join(lines))
             return int(worse)
+        if given.command == "report":
+            files = [Results.read(find(name, given.results)) for name in given.files] or newest(given.results)
+            page, count = write(files, given.results)
+            print(f"{page}, and its {count} charts in {page.parent / 'report'}")
+            return 0
+        if given.command == "rivals" and given.install_hints:
+            print("\n".join(hints()))
+            return 0
+        if given.command == "rivals":
+            return measure(["rivals"], quick=given.quick, folder=given.results)
         names = list(SCENARIOS) if "all" in given.names else list(dict.fromkeys(given.names))
         return measure(names, quick=given.quick, folder=given.results)
     except BenchError as error:

@@ -112,9 +112,8 @@ def _knee(setting: Setting, outcome: Outcome, ours: Server, rate: int, sizes: tu
         cores = run.server_cpu_ns / 1e9 / run.seconds
         if run.p99_ms >= LATENCY_BAR_MS:
             ended = f"{size:,} are too many: p99 {run.p99_ms:.0f} ms, worker {cores:.2f} cores"
-            break
-        if not run.counts and not setting.quick:
-            ended = f"at {size:,} the swarm is at its own limit (busy {run.swarm_busy:.2f}, worker {cores:.2f} cores)"
+            if not run.counts:
+                ended += f", but there the swarm is at its own limit, too (busy {run.swarm_busy:.2f})"
             break
     good = max((size for size, p99 in points if p99 < LATENCY_BAR_MS), default=0)
     ended = ended or f"it holds for {good:,}, the largest crowd tried"
@@ -129,7 +128,7 @@ def _knee(setting: Setting, outcome: Outcome, ours: Server, rate: int, sizes: tu
 
 def updates(setting: Setting) -> Outcome:
     observers, hosts = setting.size(1000, 50), setting.size(HOSTS, 20)
-    rates = (400, 800) if setting.quick else (500, 2000, 5000, 10_000)
+    rates = (400, 800) if setting.quick else (500, 2000, 10_000, 20_000)
     asked, repetitions = rates[1], setting.size(3, 1)
     seconds, warmup_s = setting.seconds(6.0, 1.0), setting.seconds(1.5, 0.3)
     outcome = Outcome(

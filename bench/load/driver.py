@@ -42,6 +42,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: bool  #: something in flight never came
     swarm_cpu: float  #: of one core; a spinning swarm takes all of it
     swarm_busy: float  #: share of the window in which the swarm had work: near 1, it and not the server is the limit
+    spin: bool = False
     slice_s: float = 0.0
     slices: list[int] = []  #: operations by slice of the window
     histogram: Histogram | None = None
@@ -82,7 +83,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def swarm_share(self) -> float:
         """Of its core that the swarm needed: one that polls uses all of it, and needs it when it has work."""
-        return min(self.swarm_busy, self.swarm_cpu)
+        return self.swarm_busy if self.spin else self.swarm_cpu
 
     @property
     def counts(self) -> bool:

@@ -1,6 +1,6 @@
 /* What one delivery costs: publishers with one change in flight each, and the next when everybody has seen it.
  *
- * With --eager the next comes once a quarter of the receivers have seen the last one, and all of them the one before:
+ * With --eager and several publishers the next comes once a quarter of the receivers have seen the last one, and all of them the one before:
  * then it is at the server before the next flush is due, however late this process reads. Without, a swarm that is held
  * up for a few milliseconds lets the server come to rest, which tells the first change after a rest without waiting for
  * the others; how many travel together would then say more about the swarm than about the server.
@@ -43,7 +43,7 @@ static bool in_flight(const struct publisher *p)
 
 static bool may_change(const struct publisher *p)
 {
-    if (!options.eager)
+    if (!options.eager || options.active == 1)
         return !in_flight(p);
     return p->seen_by[~p->change & 1] == receivers && 4 * p->seen_by[p->change & 1] >= receivers;
 }

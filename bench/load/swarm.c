@@ -240,14 +240,15 @@ static void run(double amount, double warmup_s, uint32_t bytes)
     double seconds = (double)(end - begin) / NS_S;
     printf("{\"mode\": \"%s\", \"seconds\": %.4f, \"operations\": %llu, \"server_cpu_ns\": %llu, \"sent\": %llu, "
            "\"frames\": %llu, \"frame_bytes\": %llu, \"entries\": %llu, \"compressed\": %llu, \"errors\": %llu, \"lost\": %llu, "
-           "\"unfinished\": %s, \"swarm_cpu\": %.3f, \"swarm_busy\": %.3f",
+           "\"unfinished\": %s, \"swarm_cpu\": %.3f, \"swarm_busy\": %.3f, "
+           "\"spin\": %s",
            mode->name, seconds, (unsigned long long)(after.operations - before.operations), (unsigned long long)server,
            (unsigned long long)(after.sent - before.sent), (unsigned long long)(after.frames - before.frames),
            (unsigned long long)(after.frame_bytes - before.frame_bytes),
            (unsigned long long)(after.entries - before.entries),
            (unsigned long long)(after.compressed - before.compressed), (unsigned long long)counters.errors,
            (unsigned long long)counters.lost, mode->busy() ? "true" : "false", (double)own / (double)(end - begin),
-           1 - (double)idle / (double)(end - begin));
+           1 - (double)idle / (double)(end - begin), options.spin ? "true" : "false");
     printf(", \"slice_s\": %.3f, \"slices\": [", slice_s);
     for (uint32_t i = 0; i < slice_count; i++)
         printf("%s%llu", i ? "," : "", (unsigned long long)slices[i]);

@@ -1,0 +1,244 @@
+"""fastpresence beside every server that does the same job, in one run: one table, its losses included.
+
+All servers are up at the same time, each with its own crowd; only one is driven at a time, in rounds, so that what the
+machine does meanwhile meets everybody alike. Ratios are taken within a round. A server that would be too fast for the
+swarm is given a pace that leaves the swarm time to spare; what is counted is server CPU time, not speed.
+
+What one update is: for ours a status_change of one host, carried out, stamped and told with a cursor; for the others
+a message of the same length, passed on as it is. A heartbeat is ours; the others answer the same bytes, or a ping of
+their own.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from bench.load import procfs
+from bench.load.driver import Run, Swarm
+from bench.load.pairs import COMMON, SPIN, add_bar, counted, record
+from bench.load.servers import LONG_SILENCE, Server, limit, real
+from bench.load.setting import Setting
+from bench.load.tokens import host_names, user_names, write_tokens
+from bench.outcome import Bar, Outcome
+from bench.rivals.known import RIVALS, running
+
+__all__ = ["hints", "rivals"]
+
+HOSTS: Final = 16
+OURS: Final = "fastpresence"
+LIMIT: Final = "C limit"
+SINGLE_BAR: Final = 1.11
+#: A swarm that needs more of its core at full speed is given a pace, and which share it is given.
+BUSY_MOST: Final = 0.72
+BUSY_AIM: Final = 0.62
+#: The questions: mode of the swarm, how many publish.
+QUESTIONS: Final = {"single": ("fanout", 1), "many": ("fanout", HOSTS), "echo": ("heartbeats", 0)}
+
+
+@dataclass
+class Contestant:
+    """One server with its crowd, and what was measured of it."""
+
+    server: Server
+    swarm: Swarm
+    answers: bool
+    memory_bytes: float  #: user memory of a connection at rest
+    newcomer_us: float
+    pace_ms: dict[str, float] = field(default_factory=dict)
+    runs: dict[str, list[Run]] = field(default_factory=lambda: {question: [] for question in QUESTIONS})
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+    def cost(self, setting: Setting, question: str) -> list[float]:
+        """Microseconds of server CPU an operation: an update at one receiver, or a beat and its answer."""
+        return [
+            run.server_cpu_ns / 1000 / max(1, run.entries if question != "echo" else run.operations)
+            for run in counted(setting, self.runs[question])
+        ]
+
+
+def hints() -> list[str]:
+    """How to get each rival, and whether it is there."""
+    rows = [[rival.name, "missing" if rival.missing() else "here", rival.hint] for rival in RIVALS]
+    return [f"{name:<12} {state:<8} {hint}" for name, state, hint in [["rival", "", "how to get it"], *rows]]
+
+
+def rivals(setting: Setting) -> Outcome:
+    observers, rounds = setting.size(5000, 60), setting.size(5, 1)
+    seconds, warmup_s = setting.seconds(1.0, 0.3), setting.seconds(0.3, 0.1)
+    outcome = Outcome(
+        "rivals",
+        "What does the same job cost other servers, on the same core, driven by the same swarm?",
+        "TLS, a real network, compression, what else each of them can do",
+        f"{observers + HOSTS} connections each, all of them told every update; one update in flight, {HOSTS} in "
+        f"flight, one beat in flight on each connection; {rounds} rounds of {seconds} s each; {COMMON}; fastpresence "
+        f"checks tokens, keeps presence and deadlines of its connections, the others pass on and echo",
+        ["server", "one update in flight, µs", "of C", f"{HOSTS} in flight, µs", "of C", "updates a CPU s", "joined",
+         "echo, µs", "of C", "memory, B", "newcomer, µs"],
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        contestants = [stack.enter_context(each) for each in _all(setting, outcome, observers)]
+        lengths = _calibrate(setting, contestants, seconds, warmup_s)
+        setting.progress.expect(rounds * sum(3 if each.answers else 2 for each in contestants))
+        for number in range(rounds):
+            for each in contestants if number % 2 == 0 else reversed(contestants):
+                for question in QUESTIONS:
+                    if question != "echo" or each.answers:
+                        run = _run(each, question, seconds, warmup_s, lengths[question])
+                        each.runs[question].append(record(setting, outcome, each.server, run))
+                        outcome.runs[-1]["question"] = question
+    _tell(setting, outcome, {each.name: each for each in contestants})
+    return outcome
+
+
+def _all(setting: Setting, outcome: Outcome, observers: int) -> Iterator[contextlib.AbstractContextManager[Contestant]]:
+    yield _contestant(setting, real(setting, LONG_SILENCE), observers)
+    yield _contestant(setting, limit(setting), observers)
+    for rival in RIVALS:
+        if rival.missing():
+            outcome.notes.append(f"{rival.name} is not here: {rival.hint}")
+        else:
+            yield _contestant(setting, running(setting, rival), observers, answers=rival.answers)
+
+
+@contextlib.contextmanager
+def _contestant(
+    setting: Setting, starting: contextlib.AbstractContextManager[Server], observers: int, *, answers: bool = True
+) -> Iterator[Contestant]:
+    """A server, and a crowd that is up; memory and CPU of bringing it up."""
+    tokens = write_tokens(setting.directory / "rivals", [*host_names(HOSTS), *user_names(observers)])
+    with starting as server:
+        empty, cpu = procfs.memory(server.pid), procfs.cpu_ns(server.pid)
+        with Swarm(
+            *("fanout", server, setting.cpus),
+            connections=observers,
+            publishers=HOSTS,
+            tokens=tokens,
+            options=[SPIN, "--eager", "--distinct"],
+        ) as swarm:
+            connections = observers + HOSTS
+            newcomer_us = (procfs.cpu_ns(server.pid) - cpu) / 1000 / connections
+            growth = procfs.memory(server.pid) - empty
+            memory = max(growth.pss, growth.private_dirty) / connections
+            yield Contestant(server, swarm, answers, memory, newcomer_us)
+
+
+def _run(each: Contestant, question: str, seconds: float, warmup_s: float, length: int) -> Run:
+    mode, active = QUESTIONS[question]
+    each.swarm.use(mode, active)
+    return each.swarm.run(seconds, warmup_s=warmup_s, payload_bytes=length, pace_ms=each.pace_ms.get(question, 0.0))
+
+
+def _calibrate(setting: Setting, contestants: list[Contestant], seconds: float, warmup_s: float) -> dict[str, int]:
+    """How long an update is in bytes, which is as long as ours; and who needs a pace. These runs are not kept."""
+    lengths = dict.fromkeys(QUESTIONS, 0)
+    for each in contestants:
+        for question, (_, active) in QUESTIONS.items():
+            if question == "echo" and not each.answers:
+                continue
+            run = _run(each, question, seconds / 2, warmup_s, lengths[question])
+            if each.server.is_real and question != "echo":
+                lengths[question] = round(run.payload_bytes * run.frames / max(1, run.entries))
+            if run.swarm_share > BUSY_MOST and not setting.quick and not (each.server.is_real and question == "many"):
+                of_a_round = run.operations if question == "echo" else run.entries
+                receivers = of_a_round / run.seconds / run.swarm_share * BUSY_AIM
+                everybody = run.receivers or HOSTS + setting.size(5000, 60)
+                each.pace_ms[question] = 1000 * everybody * max(1, active) / receivers
+    return lengths
+
+
+def _tell(setting: Setting, outcome: Outcome, contestants: dict[str, Contestant]) -> None:
+    ours, limit_ = contestants[OURS], contestants[LIMIT]
+    medians = {
+        name: {question: median(costs) for question in QUESTIONS if (costs := each.cost(setting, question))}
+        for name, each in contestants.items()
+    }
+    for name, each in contestants.items():
+        cells = [name]
+        for question in QUESTIONS:
+            if question not in medians[name]:
+                cells += ["-", "-"]
+            else:
+                ratio = _ratio(setting, each, limit_, question)
+                cells += [f"{medians[name][question]:.2f}", f"{ratio[0]:.2f}" if ratio else "-"]
+            if question == "many":
+                joined = median(run.entries / max(1, run.frames) for run in each.runs["many"])
+                cells += [f"{1e6 / medians[name]['many']:,.0f}" if "many" in medians[name] else "-", f"{joined:.1f}"]
+        outcome.rows.append([*cells, f"{each.memory_bytes:,.0f}", f"{each.newcomer_us:.0f}"])
+        for question, costs in ((question, each.cost(setting, question)) for question in QUESTIONS):
+            outcome.figure(f"{name}: {question}", "µs CPU", costs)
+        outcome.figure(f"{name}: memory", "bytes a connection", [each.memory_bytes])
+    outcome.notes += _losses(medians, contestants)
+    _judge(setting, outcome, medians, contestants, ours, limit_)
+
+
+def _ratio(setting: Setting, one: Contestant, other: Contestant, question: str) -> list[float]:
+    """Median of one's cost over the other's, round by round; empty when no round counts."""
+    pairs = [
+        (a, b)
+        for a, b in zip(one.runs[question], other.runs[question], strict=True)
+        if setting.quick or (a.counts and b.counts)
+    ]
+    if not pairs:
+        return []
+
+    def cost(run: Run) -> float:
+        return run.server_cpu_ns / max(1, run.operations if question == "echo" else run.entries)
+
+    return [median(cost(a) / cost(b) for a, b in pairs)]
+
+
+def _losses(medians: dict[str, dict[str, float]], contestants: dict[str, Contestant]) -> list[str]:
+    """Where somebody else is cheaper."""
+    names = {"single": "one update in flight", "many": f"{HOSTS} in flight", "echo": "a beat and its answer"}
+    found = []
+    for name, each in contestants.items():
+        if name == OURS:
+            continue
+        for question, costs in ((q, medians[name]) for q in QUESTIONS):
+            if question in costs and question in medians[OURS] and costs[question] < medians[OURS][question]:
+                found.append(f"{name}, {names[question]}: {medians[OURS][question] / costs[question]:.2f} times")
+        for what, mine, its in (
+            ("memory", contestants[OURS].memory_bytes, each.memory_bytes),
+            ("a newcomer", contestants[OURS].newcomer_us, each.newcomer_us),
+        ):
+            if its < mine:
+                found.append(f"{name}, {what}: {mine / max(1.0, its):.2f} times")
+    return [f"where fastpresence loses: {'; '.join(found) or 'nowhere'}"]
+
+
+def _judge(
+    setting: Setting, outcome: Outcome, medians: dict[str, dict[str, float]], contestants: dict[str, Contestant],
+    ours: Contestant, limit_: Contestant,
+) -> None:  # fmt: skip
+    others = [name for name in contestants if name not in (OURS, LIMIT)]
+    best = {
+        name: min((cost for question, cost in medians[name].items() if question != "echo"), default=float("inf"))
+        for name in (*others, LIMIT, OURS)
+    }
+    rival = min((name for name in best if name != OURS), key=lambda name: best[name])
+    outcome.bars.append(
+        Bar(f"more status updates a CPU second than anybody (here {1e6 / best[OURS]:,.0f}; the next, {rival}, "
+            f"{1e6 / best[rival]:,.0f})", best[OURS] < best[rival])
+    )  # fmt: skip
+    add_bar(outcome, f"one update in flight at most {SINGLE_BAR} times the C loop's (here {{}}; target 1.03)",
+            _ratio(setting, ours, limit_, "single"), lambda ratio: ratio <= SINGLE_BAR)  # fmt: skip
+    echoes = {name: medians[name]["echo"] for name in others if "echo" in medians[name]}
+    if echoes and "echo" in medians[OURS]:
+        cheapest = min(echoes, key=lambda name: echoes[name])
+        outcome.bars.append(
+            Bar(f"a heartbeat is cheaper than any rival's echo (here {medians[OURS]['echo']:.2f} µs; the next, "
+                f"{cheapest}, {echoes[cheapest]:.2f})", medians[OURS]["echo"] < echoes[cheapest])
+        )  # fmt: skip
+    heavy = {name: contestants[name].memory_bytes for name in others if name != "socketify"}
+    if heavy:
+        lightest = min(heavy, key=lambda name: heavy[name])
+        outcome.bars.append(
+            Bar(f"less memory an idle connection than any rival but uWebSockets and the C loop (here "
+                f"{ours.memory_bytes:,.0f} B; the next, {lightest}, {heavy[lightest]:,.0f})",
+                ours.memory_bytes < heavy[lightest])
+        )  # fmt: skip
