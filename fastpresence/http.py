@@ -290,7 +290,8 @@ def answer(
     lines = [f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}"]
     if body is not None:
         lines.append("Content-Type: application/json")
-    lines.append(f"Content-Length: {len(payload)}")
+    if status != 204:  # which must not have one (RFC 9110, section 8.6)
+        lines.append(f"Content-Length: {len(payload)}")
     lines.append("Cache-Control: no-store")
     if not keep_alive:
         lines.append("Connection: close")

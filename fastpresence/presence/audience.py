@@ -237,7 +237,9 @@ class Audience:
     def _settle(self, room: Room) -> bool:
         """Whether the room is crowded; True when it was until now. Cursors from before that have missed too much."""
         if not room.crowded:
-            room.crowded = room.shown > self._roster_limit
+            if room.shown > self._roster_limit:
+                room.crowded = True
+                room.told_count = None  # what was told of an earlier crowd, nobody need remember
             return False
         if room.shown > self._roster_again:
             return False

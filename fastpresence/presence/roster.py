@@ -333,12 +333,18 @@ def room_scope(name: str) -> str:
     return "r" + blake2b(name.encode(), digest_size=8).hexdigest()
 
 
-def union_scope(rooms: Iterable[str], user_ids: Iterable[str]) -> str:
-    """The public users together with these rooms and watched users, as polls see them."""
+def union_scope(rooms: Iterable[str], user_ids: Iterable[str], crowded: Iterable[str] = ()) -> str:
+    """The public users together with these rooms and watched users, as polls see them.
+
+    Which of the rooms are `crowded` is part of it: of those a cursor stands for no roster.
+    """
     if not rooms and not user_ids:
         return PUBLIC_SCOPE
     total = 0
-    for name in {*(f"r{room}" for room in rooms), *(f"u{user_id}" for user_id in user_ids)}:
+    names = {f"r{room}" for room in rooms}
+    names.update(f"u{user_id}" for user_id in user_ids)
+    names.update(f"c{room}" for room in crowded)
+    for name in names:
         total ^= int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
     return f"{PUBLIC_SCOPE}.{total:016x}"
 

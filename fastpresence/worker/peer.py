@@ -346,6 +346,7 @@ class Peer:
         if claims.user_id != self.user_id or claims.user_type != self.user_type:
             raise Forbidden("the new token is another user's")
         self.rights = Rights.of(claims)
+        self.room = claims.room
         self._narrow(now)
         self.expires_at = claims.expires_at
         self._told_expiring = False

@@ -30,11 +30,11 @@ def changes(
 class _Answer:
     def __init__(self, service: OnlineStatusService, rooms: Collection[str], user_ids: Collection[str]) -> None:
         self._service = service
-        self._scope = union_scope(rooms, user_ids)
         self._user_ids = dict.fromkeys(user_ids)
         found = [service.audience.rooms.get(name) for name in rooms]
         self._crowded = [room for room in found if room is not None and room.crowded]
         self._rooms = [room for room in found if room is not None and not room.crowded]
+        self._scope = union_scope(rooms, user_ids, [room.name for room in self._crowded])
         # A room that is not there may have lost its last member since the cursor.
         self._is_whole = None not in found
         self._told: dict[str, tuple[int, StatusEntry]] = {}

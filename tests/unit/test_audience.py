@@ -298,3 +298,100 @@ def test_watched_changes_since_a_cursor_come_oldest_first_and_none_below_the_flo
     service.handle_user_offline(sessions["user_2"], now=NOW)
     service.cleanup_expired_status(now=later(RETENTION_MS))
     assert service.changes_among(["user_1"], cursor) is None
+
+
+# Crowds.
+
+LIMIT = 10
+
+
+@pytest.fixture
+def small() -> OnlineStatusService:
+    """Rooms of more than ten are crowded; they have a roster again with nine."""
+    return OnlineStatusService(
+        epoch="e",
+        public_types=(),
+        heartbeat_timeout_ms=60_000,
+        disconnect_grace_ms=None,
+        retention_ms=RETENTION_MS,
+        room_roster_limit=LIMIT,
+    )
+
+
+def flushed(service: OnlineStatusService, since: int) -> tuple[bool, bool, list[tuple[str, bool]]]:
+    """Of the one room that changed: crowded, told in full, and who with `left`."""
+    (delta,) = service.collect(since).rooms
+    members = [(member.record.user_id, member.left) for member in delta.members]
+    return delta.room.crowded, delta.full, members
+
+
+def test_a_room_is_crowded_above_the_limit_and_has_its_roster_again_with_a_tenth_less(
+    small: OnlineStatusService,
+) -> None:
+    small.join_room(None, "observer", "r", now=NOW)
+    sessions = [online(small, f"u{number}", "r") for number in range(LIMIT)]
+    assert flushed(small, 0) == (False, False, [(f"u{number}", False) for number in range(LIMIT)])
+    since = small.version
+    sessions.append(online(small, "one more", "r"))
+    assert flushed(small, since) == (True, False, [])
+    # At the limit itself it stays a crowd.
+    since = small.version
+    small.handle_user_offline(sessions.pop(), now=NOW)
+    assert flushed(small, since) == (True, False, [])
+    since = small.version
+    small.handle_user_offline(sessions.pop(), now=NOW)
+    assert flushed(small, since) == (False, True, [(f"u{number}", False) for number in range(LIMIT - 1)])
+    since = small.version
+    sessions.append(online(small, "back", "r"))
+    assert flushed(small, since) == (False, False, [("back", False)])
+
+
+def test_a_cursor_from_before_or_in_a_crowd_has_missed_too_much_and_one_from_after_has_not(
+    small: OnlineStatusService,
+) -> None:
+    small.join_room(None, "observer", "r", now=NOW)
+    sessions = [online(small, f"u{number}", "r") for number in range(LIMIT)]
+    before = small.version
+    sessions += [online(small, f"more{number}", "r") for number in range(5)]
+    small.collect(0)
+    during = small.version
+    for session in sessions[LIMIT - 1 :]:
+        small.handle_user_offline(session, now=NOW)
+    small.collect(during)
+    room = small.audience.rooms["r"]
+    assert room.members.changes_since(before) is None
+    assert room.members.changes_since(during) is None
+    assert room.members.changes_since(small.version) == []
+
+
+def test_a_crowd_that_nobody_hears_of_is_a_crowd_and_none_all_the_same(small: OnlineStatusService) -> None:
+    sessions = [small.handle_user_online(f"u{number}", connection=None, now=NOW) for number in range(LIMIT + 1)]
+    for session in sessions:
+        small.audience.enter(session, "r", NOW)
+    assert small.collect(0).rooms == []
+    room = small.audience.rooms["r"]
+    assert room.crowded
+    since = small.version
+    for session in sessions[:2]:
+        small.handle_user_offline(session, now=NOW)
+    small.collect(since)
+    assert not room.crowded
+
+
+def test_a_new_crowd_of_the_same_size_as_the_last_one_is_told(small: OnlineStatusService) -> None:
+    sessions = [small.handle_user_online(f"u{number}", connection=None, now=NOW) for number in range(LIMIT + 1)]
+    for session in sessions:
+        small.audience.enter(session, "r", NOW)
+    small.collect(0)
+    room = small.audience.rooms["r"]
+    room.told_count = room.shown  # as the worker writes it down
+    since = small.version
+    for session in sessions[:2]:
+        small.audience.leave(session, "r", NOW)
+    small.collect(since)
+    since = small.version
+    for session in sessions[:2]:
+        small.audience.enter(session, "r", NOW)
+    small.collect(since)
+    assert room.crowded
+    assert room.told_count is None

@@ -254,7 +254,7 @@ def test_an_answer_is_a_whole_response() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\nCache-Control: no-store\r\n\r\n"
         b'{"a":1}'
     )
-    assert answer(204) == b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nCache-Control: no-store\r\n\r\n"
+    assert answer(204) == b"HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\n\r\n"
 
 
 def test_an_answer_says_when_it_is_the_last() -> None:

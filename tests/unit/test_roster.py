@@ -12,6 +12,7 @@ from fastpresence.presence.roster import (
     make_cursor,
     read_cursor,
     room_scope,
+    union_scope,
     watch_scope,
 )
 from fastpresence.presence.sessions import Now
@@ -142,6 +143,76 @@ def test_an_item_that_was_dropped_is_never_told_of_again(view: View[Item], count
     assert names(view.changes_since(view.floor)) == ["b"]
     change(view, counter, "a")
     assert names(view.changes_since(view.floor)) == ["b", "a"]
+
+
+# Pages.
+
+
+def pages(view: View[Item], after: int, until: int, limit: int) -> tuple[list[str], int]:
+    """All of them, one after the other, and how many there were."""
+    found: list[str] = []
+    for count in range(1, 10_000):
+        items, reached = view.page(after, until, limit)
+        assert len(items) <= limit
+        assert after < reached <= until or (reached == until == after)
+        found += [item.name for item in items]
+        after = reached
+        if reached == until:
+            return found, count
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+def test_pages_of_any_size_tell_what_one_question_tells(view: View[Item], counter: Counter, limit: int) -> None:
+    for name in "ABCDEFGHCAHA":
+        change(view, counter, name)
+    for after in range(UNLISTED, counter.version):
+        for until in range(max(after, 0), counter.version + 1):
+            expected = [item.name for item in view.newer_than(after) if item.version <= until]
+            assert pages(view, after, until, limit)[0] == expected, (after, until)
+
+
+def test_a_page_that_is_full_says_where_to_go_on_and_the_last_one_that_it_is_done(
+    view: View[Item], counter: Counter
+) -> None:
+    for name in "ABC":
+        change(view, counter, name)
+    assert (names(view.page(0, 3, 2)[0]), view.page(0, 3, 2)[1]) == (["A", "B"], 2)
+    assert (names(view.page(2, 3, 2)[0]), view.page(2, 3, 2)[1]) == (["C"], 3)
+    assert view.page(3, 3, 2) == ([], 3)
+    # What changed after `until` is the next reading's.
+    change(view, counter, "B")
+    assert (names(view.page(0, 3, 2)[0]), view.page(0, 3, 2)[1]) == (["A", "C"], 3)
+
+
+def test_a_page_of_a_log_that_is_mostly_dead_is_short_and_the_reading_goes_on(
+    view: View[Item], counter: Counter
+) -> None:
+    change(view, counter, "first")
+    for _ in range(30):  # two who take turns leave a dead entry each time
+        change(view, counter, "A")
+        change(view, counter, "B")
+    found, count = pages(view, UNLISTED, counter.version, 2)
+    assert found == ["first", "A", "B"]
+    assert 3 <= count < 30
+
+
+def test_pages_go_on_where_they_were_while_others_change_and_are_dropped(view: View[Item], counter: Counter) -> None:
+    for number in range(1_000):
+        change(view, counter, f"n{number}")
+    until, after = counter.version, UNLISTED
+    found: list[str] = []
+    step = 0
+    while after < until:
+        items, after = view.page(after, until, 10)
+        found += [item.name for item in items]
+        for number in range(step, step + 20):  # some who were told already, some who were not
+            change(view, counter, f"n{(number * 37) % 1_000}")
+        step += 20
+    assert len(found) == len(set(found))
+    later = {item.name for item in view.newer_than(until)}
+    assert set(found) | later == set(view)
+    assert view.page(0, 0, 10) == ([], 0)
 
 
 def test_rev_follows_the_wall_and_never_goes_back_with_it(counter: Counter) -> None:
@@ -280,3 +351,26 @@ def test_scopes_tell_rooms_and_sets_of_users_apart_and_not_their_order() -> None
 def test_scopes_are_the_same_in_every_process() -> None:
     assert room_scope("room_456") == "rf92215fe4ef0c6ae"  # printf room_456 | b2sum -l 64
     assert watch_scope(["kol_123"]) == "wa013157f53fe0b6e"
+
+
+def test_the_scope_of_polls_is_that_of_all_it_names_and_of_which_rooms_are_crowded() -> None:
+    assert union_scope([], []) == PUBLIC_SCOPE
+    scopes = [
+        union_scope(["a"], []),
+        union_scope([], ["a"]),
+        union_scope(["a", "b"], []),
+        union_scope(["a"], ["b"]),
+        union_scope(["a"], ["b"], ["a"]),
+    ]
+    assert len(set(scopes)) == len(scopes)
+    assert union_scope(["a", "b"], ["c", "d"]) == union_scope(["b", "a", "b"], ["d", "c", "c"])
+    assert all(scope.startswith(f"{PUBLIC_SCOPE}.") for scope in scopes)
+
+
+def test_a_cursor_of_a_poll_stands_for_the_public_users_too_and_not_the_other_way_round() -> None:
+    scope = union_scope(["a"], ["b"])
+    assert read_cursor(make_cursor("e", scope, 7), "e", PUBLIC_SCOPE) == 7
+    assert read_cursor(make_cursor("e", scope, 7), "e", scope) == 7
+    assert read_cursor(make_cursor("e", PUBLIC_SCOPE, 7), "e", scope) is None
+    assert read_cursor(make_cursor("x", scope, 7), "e", PUBLIC_SCOPE) is None
+    assert read_cursor(make_cursor("e", scope.upper(), 7), "e", PUBLIC_SCOPE) is None

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fastpresence.errors import TokenError
+from fastpresence.errors import Forbidden, TokenError
 from fastpresence.settings import TokenKey
-from fastpresence.tokens import LEEWAY, MAX_TOKEN_LENGTH, ApiKeys, Claims, Revocations, TokenKeys
+from fastpresence.tokens import LEEWAY, MAX_TOKEN_LENGTH, ApiKeys, Claims, Revocations, Rights, TokenKeys
 
 NOW = 1_700_000_000
 OLD = TokenKey("k0", "an-older-secret-of-32-characters")
@@ -251,3 +251,66 @@ def test_what_no_token_can_outlive_is_forgotten_a_few_at_a_time() -> None:
     for number in range(2, 10):
         revocations.add(f"late_{number}", later, later)
     assert all(user_id.startswith("late") for user_id in revocations.users())
+
+
+# Rights.
+
+
+def rights(**claims: Any) -> Rights | None:
+    return Rights.of(Claims("me", "user", claims.pop("room", None), NOW, NOW + 60, "x", **claims))
+
+
+def allows(found: Rights | None, user_ids: list[str], rooms: list[str]) -> bool:
+    if found is None:
+        return True
+    try:
+        found.check(user_ids, rooms)
+    except Forbidden:
+        return False
+    return True
+
+
+def test_watch_and_rooms_are_issued_and_verified_and_anything_is_what_they_are_without() -> None:
+    keys = TokenKeys([NEW])
+    token, _ = keys.issue("u", "user", room=None, expire_time=60, now=NOW, watch=("kol_1", "kol_2"), rooms=())
+    claims = keys.verify(token, now=NOW)
+    assert (claims.watch, claims.rooms) == (("kol_1", "kol_2"), ())
+    claims = keys.verify(forge(CLAIMS), now=NOW)
+    assert (claims.watch, claims.rooms) == ("*", "*")
+    token, _ = keys.issue("u", "user", room=None, expire_time=60, now=NOW)
+    assert not {"watch", "rooms"} & set(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==")))
+
+
+@pytest.mark.parametrize("claim", ["watch", "rooms"])
+@pytest.mark.parametrize("value", ["", "kol_1", "**", None, 5, {}, [5], [""], ["a b"], ["*"], ["x" * 129], [["a"]]])
+def test_a_claim_that_is_neither_a_list_of_names_nor_a_star_is_refused(
+    keys: TokenKeys, claim: str, value: object
+) -> None:
+    assert "claims" in refusal(keys, forge({**CLAIMS, claim: value}))
+
+
+def test_a_token_without_limits_has_no_rights_to_check() -> None:
+    assert rights() is None
+    assert rights(watch="*", rooms="*", room="r") is None
+
+
+def test_rights_allow_what_is_named_and_oneself_and_the_token_s_room_and_nothing_else() -> None:
+    narrow = rights(watch=("kol_1",), rooms=("r",), room="own")
+    assert allows(narrow, ["kol_1", "me"], ["r", "own"])
+    assert allows(narrow, [], [])
+    assert not allows(narrow, ["kol_2"], [])
+    assert not allows(narrow, ["kol_1", "kol_2"], ["r"])
+    assert not allows(narrow, ["kol_1"], ["own", "s"])
+    assert not allows(narrow, ["*"], [])
+
+
+def test_each_claim_limits_its_own_and_an_empty_list_allows_nobody_else() -> None:
+    assert allows(rights(watch=()), ["me"], ["any"])
+    assert not allows(rights(watch=()), ["you"], [])
+    assert allows(rights(rooms=()), ["anybody"], [])
+    assert not allows(rights(rooms=()), ["anybody"], ["any"])
+
+
+def test_names_that_are_too_many_for_one_token_are_not_issued(keys: TokenKeys) -> None:
+    with pytest.raises(TokenError, match="4096"):
+        keys.issue("u", "user", room=None, expire_time=60, now=NOW, rooms=tuple(f"room_{n:04}" for n in range(400)))
