@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.clients import Clients, Codec
+from tests.support.clients import Client, Clients, Codec
 from tests.support.scene import Scene, fresh
 from tests.support.server import Server, shared
 
@@ -25,17 +25,69 @@ def _log(server: Server) -> Iterator[None]:
     server.check()
 
 
-#: Every request of somebody who is online, and the type of its answer.
-REQUESTS: dict[str, tuple[Callable[[Scene], dict[str, Any]], str]] = {
-    "user_online": (lambda scene: {"device": "phone", "attempt": 2}, "ack"),
-    "heartbeat": (lambda scene: {"timestamp": 1_640_995_200}, "heartbeat_ack"),
-    "status_change": (lambda scene: {"status": "busy"}, "ack"),
-    "request_online_status": (lambda scene: {"user_ids": [scene.actor.user_id]}, "user_online_status"),
-    "subscribe": (lambda scene: {"user_ids": ["nobody"], "rooms": [fresh("room")]}, "ack"),
-    "unsubscribe": (lambda scene: {"user_ids": ["nobody"], "rooms": ["nowhere"]}, "ack"),
-    "message": (lambda scene: {"to_user_id": scene.actor.user_id, "message": "m"}, "ack"),
-    "token_refresh": (lambda scene: {"token": scene.clients.server.token(scene.actor.user_id, "kol")}, "ack"),
-    "user_offline": (lambda scene: {}, "ack"),
+async def somebody(scene: Scene) -> Client:
+    """Another user; whoever was it before has gone, and with him his calls."""
+    for client in scene.clients.all:
+        if client.user_id.startswith("somebody") and client.code is None:
+            await client.do("user_offline")
+    return await scene.clients.online(fresh("somebody"), public=False)
+
+
+async def rung(scene: Scene) -> dict[str, Any]:
+    """A call that rings at the actor."""
+    caller = await somebody(scene)
+    call = {"call_id": fresh("call"), "to_user_id": scene.actor.user_id, "video": True, "audio": True}
+    await caller.do("call", **call)
+    return {"call_id": call["call_id"]}
+
+
+async def to_ring(scene: Scene) -> dict[str, Any]:
+    """A call that the actor may make."""
+    callee = await somebody(scene)
+    return {"call_id": fresh("call"), "to_user_id": callee.user_id, "video": True, "audio": False}
+
+
+async def ringing(scene: Scene) -> dict[str, Any]:
+    """A call that the actor made."""
+    call = await to_ring(scene)
+    await scene.actor.send("call", **call)
+    await scene.clients.all[-1].take("call", call_id=call["call_id"])
+    return {"call_id": call["call_id"]}
+
+
+Fields = dict[str, Any]
+
+
+def always(fields: Callable[[Scene], Fields]) -> Callable[[Scene], Awaitable[Fields]]:
+    """What needs no preparation."""
+
+    async def prepare(scene: Scene) -> Fields:
+        return fields(scene)
+
+    return prepare
+
+
+async def to_signal(scene: Scene) -> Fields:
+    return {**await rung(scene), "data": "candidate"}
+
+
+#: Every request of somebody who is online, how it is prepared, and the type of its answer.
+REQUESTS: dict[str, tuple[Callable[[Scene], Awaitable[Fields]], str]] = {
+    "user_online": (always(lambda scene: {"device": "phone", "attempt": 2}), "ack"),
+    "heartbeat": (always(lambda scene: {"timestamp": 1_640_995_200}), "heartbeat_ack"),
+    "status_change": (always(lambda scene: {"status": "busy"}), "ack"),
+    "request_online_status": (always(lambda scene: {"user_ids": [scene.actor.user_id]}), "user_online_status"),
+    "subscribe": (always(lambda scene: {"user_ids": ["nobody"], "rooms": [fresh("room")]}), "ack"),
+    "unsubscribe": (always(lambda scene: {"user_ids": ["nobody"], "rooms": ["nowhere"]}), "ack"),
+    "message": (always(lambda scene: {"to_user_id": scene.actor.user_id, "message": "m"}), "ack"),
+    "call": (to_ring, "ack"),
+    "call_accept": (rung, "ack"),
+    "call_reject": (rung, "ack"),
+    "call_cancel": (ringing, "ack"),
+    "call_end": (rung, "ack"),
+    "call_signal": (to_signal, "ack"),
+    "token_refresh": (always(lambda scene: {"token": scene.clients.server.token(scene.actor.user_id, "kol")}), "ack"),
+    "user_offline": (always(lambda scene: {}), "ack"),
 }
 IDS = [0, -5, 2**53, "", "é" * 64]
 
@@ -43,7 +95,7 @@ IDS = [0, -5, 2**53, "", "é" * 64]
 @both_codecs
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_every_request_gets_exactly_one_answer_which_carries_its_id(server: Server, codec: Codec, kind: str) -> None:
-    fields, answer_kind = REQUESTS[kind]
+    prepare, answer_kind = REQUESTS[kind]
 
     async def story() -> None:
         async with Clients(server) as clients:
@@ -51,7 +103,7 @@ def test_every_request_gets_exactly_one_answer_which_carries_its_id(server: Serv
             actor = scene.actor
             for request_id in IDS if kind != "user_offline" else IDS[:1]:
                 names = {"user_id": actor.user_id, "user_type": "kol", "an unknown field": {"is": ["ignored"]}}
-                answer = await actor.ask(kind, **{**names, **fields(scene), "id": request_id})
+                answer = await actor.ask(kind, **{**names, **await prepare(scene), "id": request_id})
                 assert answer["type"] == answer_kind
             if kind != "user_offline":
                 await actor.beat()  # what there was of second answers would have come before this one's
@@ -66,15 +118,16 @@ def test_a_request_without_an_id_is_carried_out_without_an_ack(server: Server, c
     async def story() -> None:
         async with Clients(server) as clients:
             scene = await Scene.begin(clients, codec)
+            fields = await REQUESTS[kind][0](scene)
             before = len(scene.actor.came("ack"))
-            await scene.actor.send(kind, **REQUESTS[kind][0](scene))
+            await scene.actor.send(kind, **fields)
             if kind == "user_offline":
                 assert await scene.actor.ended() == 1000
             else:
                 await scene.actor.beat()
             assert len(scene.actor.came("ack")) == before
             assert not scene.actor.came("error")
-            expected = {"status_change": ["busy"], "user_offline": ["offline"]}
+            expected = {"status_change": ["busy"], "call_accept": ["busy"], "user_offline": ["offline"]}
             assert await scene.seen() == expected.get(kind, [])
 
     asyncio.run(story())
