@@ -149,6 +149,10 @@ class View(dict[str, Item]):
             return None
         return self.newer_than(version)
 
+    def count_newer(self, version: int) -> int:
+        """At most how many items changed after `version`; costs a search, not what changed."""
+        return len(self._stamps) - bisect_right(self._stamps, version)
+
     def page(self, after: int, until: int, limit: int) -> tuple[list[Item], int]:
         """The next items that changed after `after` and not after `until`, oldest first, and the version to go on from.
 

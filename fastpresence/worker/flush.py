@@ -12,7 +12,7 @@ to be by the running flush.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct
@@ -22,7 +22,7 @@ from fastpresence._native.engine import Engine
 from fastpresence.codec import JSON, MSGPACK, Codec
 from fastpresence.messages import SNAPSHOT_PAGE, RoomOccupancy, StatusEntry, UserOnlineStatus
 from fastpresence.presence.audience import Room, RoomDelta
-from fastpresence.presence.roster import PUBLIC_SCOPE, UNLISTED, Record, make_cursor, room_scope
+from fastpresence.presence.roster import PUBLIC_SCOPE, UNLISTED, Record, View, make_cursor, room_scope
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.worker.deflate import LEAST, deflate
 
@@ -33,6 +33,8 @@ __all__ = ["SLICE_US", "VARIANTS", "Flusher", "Pager", "frame_of"]
 
 SLICE_US: Final = 2000  #: microseconds of fan-out between two looks at the sockets
 OCCUPANCY_S: Final = 1.0  #: seconds between two counts of a crowded room
+SNAPSHOT_SHARE: Final = 8  #: of the public users that may have changed since a snapshot that is used once more
+SNAPSHOT_KEPT_S: Final = 5.0  #: without anybody who wants it: some 25 MB for each 100,000 users
 #: Kinds of recipients, in the order of `Peer.variant`: codec, and whether frames may be compressed.
 VARIANTS: Final = ((JSON, False), (MSGPACK, False), (JSON, True), (MSGPACK, True))
 
@@ -209,21 +211,55 @@ class Flusher:
             self._loop.call_soon(self._step)
 
 
+class _Snapshot:
+    """The public users at one version, in pages that are encoded once for each kind of recipient.
+
+    A page is made when somebody first comes to it. Who has changed since the version is in no page that is made later,
+    and in one that was made before as he was then: whoever has read all pages needs what changed since the version.
+    """
+
+    __slots__ = ("_epoch", "_frames", "_pages", "_reached", "_view", "version")
+
+    def __init__(self, view: View[Record], version: int, epoch: str) -> None:
+        self.version = version
+        self._view = view
+        self._epoch = epoch
+        self._reached = UNLISTED
+        self._pages: list[list[StatusEntry]] = []
+        self._frames: list[dict[tuple[int, bool], bytes]] = []
+
+    def make(self, at: int) -> bool:
+        """The page `at`, which is one that was made or the next, is there now. Whether it is the last."""
+        if at == len(self._pages):
+            records, self._reached = self._view.page(self._reached, self.version, SNAPSHOT_PAGE)
+            self._pages.append([record.entry() for record in records if record.status != "offline"])
+            self._frames.append({})
+        return at == len(self._pages) - 1 and self._reached == self.version
+
+    def frame(self, at: int, variant: int, *, final: bool) -> bytes:
+        """The page `at` for this kind of recipient; `final`: nothing has changed since the version."""
+        frame = self._frames[at].get((variant, final))
+        if frame is None:
+            cursor = make_cursor(self._epoch, PUBLIC_SCOPE, self.version) if final else UNSET
+            message = UserOnlineStatus(self._pages[at], full=True, cursor=cursor, more=not final)
+            frame = self._frames[at][variant, final] = frame_of(variant, message)
+        return frame
+
+
 class _Reading(Struct, frozen=True, gc=False):
     """How far a peer has come with what it is told of the public users."""
 
-    after: int  #: told up to this version
-    until: int  #: the version at which it began: what changes later is told next
-    full: bool
+    snapshot: _Snapshot | None  #: it reads its pages first; None: it is told of changes
+    at: int  #: the next page; of changes the version up to which they are told
+    full: bool  #: what it is told replaces what it knows
 
 
 class Pager:
     """Long lists of public users, a page a turn: snapshots for newcomers, and what a lagging reader missed.
 
-    Both are the same walk, in the order of versions, from the beginning or from what the peer knows: it holds two
-    numbers for each peer, and no list. A peer that is being paged is not told of changes of the public users; after the
-    last page it gets what changed since the first one, and so on until it has caught up. Pages are written only while
-    its socket takes them, so a slow newcomer costs one page.
+    Both are walks in the order of versions: a peer costs two numbers, and no list. A peer that is being paged is not
+    told of changes of the public users; the walk ends when it has caught up with them. Pages are written only while its
+    socket takes them, so a slow newcomer costs one page. A crowd of newcomers shares a snapshot.
     """
 
     def __init__(
@@ -242,7 +278,8 @@ class Pager:
         self._public = public_audience
         self._readings: dict[Peer, _Reading] = {}
         self._scheduled = False
-        self._snapshots: list[tuple[int, bytes] | None] = [None] * len(VARIANTS)
+        self._latest: _Snapshot | None = None
+        self._latest_until_s = 0.0  # when nobody has wanted it for long enough
 
     def __contains__(self, peer: "Peer") -> bool:
         return peer in self._readings
@@ -253,42 +290,39 @@ class Pager:
 
     def begin(self, peer: "Peer", since: int | None) -> None:
         """Tell a peer of the public users: all of them, or what changed since a version; then it is in the audience."""
-        view = self._service.roster.public
-        version = self._service.version
-        if since is not None and view.floor <= since <= version:
-            records, reached = view.page(since, version, SNAPSHOT_PAGE + 1)
-            if reached == version and len(records) <= SNAPSHOT_PAGE:
-                self._send(peer, records, full=False, cursor=version)  # an empty one, too: it says there was nothing
-                self._engine.join(peer.handle, self._public)
-                return
-            reading = _Reading(since, version, full=False)
-        elif len(view) <= SNAPSHOT_PAGE:
-            self._engine.write(peer.handle, self._snapshot(peer.variant))
-            self._engine.join(peer.handle, self._public)
-            return
+        if since is not None and self._service.roster.public.floor <= since <= self._service.version:
+            reading = _Reading(None, since, full=False)
         else:
-            reading = _Reading(UNLISTED, version, full=True)
-        # Told of no change until the last page: a change's cursor would claim the pages that are still to come.
-        self._engine.leave(peer.handle, self._public)
-        self._readings[peer] = reading
-        self.kick()
+            reading = _Reading(self._snapshot(), 0, full=True)
+        more = self._go_on(peer, reading)
+        if more is not None:
+            # Told of no change until the last page: a change's cursor would claim the pages that are still to come.
+            self._engine.leave(peer.handle, self._public)
+            self._readings[peer] = more
+            self.kick()
 
-    def _snapshot(self, variant: int) -> bytes:
-        """All public users in one frame, encoded once until one of them changes."""
+    def _snapshot(self) -> _Snapshot:
+        """The latest one, while what changed since is little; of few users, while nothing has."""
         view = self._service.roster.public
-        cached = self._snapshots[variant]
-        if cached is not None and cached[0] == view.newest:
-            return cached[1]
-        entries = [record.entry() for record in view.values() if record.status != "offline"]
-        cursor = make_cursor(self._epoch, PUBLIC_SCOPE, self._service.version)
-        frame = frame_of(variant, UserOnlineStatus(entries, full=True, cursor=cursor))
-        self._snapshots[variant] = (view.newest, frame)
-        return frame
+        latest = self._latest
+        if latest is not None and latest.version >= view.floor:
+            spare = len(view) // SNAPSHOT_SHARE if len(view) > SNAPSHOT_PAGE else 0
+            if view.count_newer(latest.version) <= spare:
+                self._latest_until_s = self._loop.time() + SNAPSHOT_KEPT_S
+                return latest
+        if latest is None:
+            self._loop.call_later(SNAPSHOT_KEPT_S, self._let_go)
+        self._latest_until_s = self._loop.time() + SNAPSHOT_KEPT_S
+        self._latest = latest = _Snapshot(view, self._service.version, self._epoch)
+        return latest
 
-    def _send(self, peer: "Peer", records: Iterable[Record], *, full: bool, cursor: int | None) -> None:
-        entries = [record.entry() for record in records]
-        text = UNSET if cursor is None else make_cursor(self._epoch, PUBLIC_SCOPE, cursor)
-        peer.send(UserOnlineStatus(entries, full=full, cursor=text, more=cursor is None))
+    def _let_go(self) -> None:
+        """Of a snapshot that nobody wants any more."""
+        left_s = self._latest_until_s - self._loop.time()
+        if left_s > 0:
+            self._loop.call_later(left_s, self._let_go)
+        else:
+            self._latest = None
 
     def kick(self) -> None:
         """Go on with the pages in the next turn."""
@@ -304,7 +338,9 @@ class Pager:
         for peer in list(self._readings):
             if self._engine.lagging(peer.handle):
                 continue  # its socket is full: `drained` kicks
-            self._go_on(peer, self._readings.pop(peer))
+            more = self._go_on(peer, self._readings.pop(peer))
+            if more is not None:
+                self._readings[peer] = more  # at the end of the queue
             wrote = True
             if self._loop.time() >= until_s:
                 break
@@ -312,18 +348,30 @@ class Pager:
         if wrote:
             self.kick()
 
-    def _go_on(self, peer: "Peer", reading: _Reading) -> None:
+    def _go_on(self, peer: "Peer", reading: _Reading) -> _Reading | None:
+        """One page more. What is left to read; None for a peer that has caught up, and is in the audience now."""
         view = self._service.roster.public
-        if not reading.full and reading.after < view.floor:
-            self.begin(peer, None)  # meanwhile what it had still to be told of was dropped
-            return
-        records, reached = view.page(reading.after, reading.until, SNAPSHOT_PAGE)
-        if reading.full:
-            records = [record for record in records if record.status != "offline"]
-        if reached < reading.until:
-            if records:
-                self._send(peer, records, full=reading.full, cursor=None)
-            self._readings[peer] = _Reading(reached, reading.until, reading.full)  # at the end of the queue
+        snapshot = reading.snapshot
+        if snapshot is not None:
+            is_last = snapshot.make(reading.at)
+            final = is_last and snapshot.version >= view.newest
+            self._engine.write(peer.handle, snapshot.frame(reading.at, peer.variant, final=final))
+            if not final:
+                return _Reading(None, snapshot.version, True) if is_last else _Reading(snapshot, reading.at + 1, True)
+        elif reading.at >= view.floor:
+            version = self._service.version
+            records, reached = view.page(reading.at, version, SNAPSHOT_PAGE)
+            final = reached == version
+            entries = [record.entry() for record in records]
+            cursor = make_cursor(self._epoch, PUBLIC_SCOPE, version) if final else UNSET
+            # An empty one, too, when it is the last: it says that there was nothing.
+            peer.send(UserOnlineStatus(entries, full=reading.full, cursor=cursor, more=not final))
+            if not final:
+                return _Reading(None, reached, reading.full)
+        elif reading.full:
+            peer.give_up("too slow for the snapshot")  # who left was dropped meanwhile: its pages can't be mended
+            return None
         else:
-            self._send(peer, records, full=reading.full, cursor=reading.until)
-            self.begin(peer, reading.until)  # what changed while it was being paged
+            return _Reading(self._snapshot(), 0, True)  # the same, but so far it was told of changes alone
+        self._engine.join(peer.handle, self._public)
+        return None
