@@ -59,9 +59,9 @@ cdef extern from "engine.h" nogil:
         void (*carry_cut)(void *, fp_handle) noexcept
     ctypedef struct fp_config:
         fp_limits limits
-        uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections, per_address
+        uint32_t heartbeat_timeout_ms, connect_timeout_ms, lag_time_ms, send_buffer, connections, per_address, quiet_ms
     ctypedef struct fp_stats:
-        uint64_t accepted, refused, crowded, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped
+        uint64_t accepted, refused, crowded, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped, answered
         uint32_t connections, open, lagging
     ctypedef struct fp_audience:
         uint32_t count
@@ -82,6 +82,9 @@ cdef extern from "engine.h" nogil:
     void fp_engine_upgrade(fp_engine *, fp_handle, bint, bint, uint8_t, const uint8_t *, size_t)
     bint fp_engine_write(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
     bint fp_engine_answer(fp_engine *, fp_handle, const uint8_t *, size_t, bint, size_t)
+    void fp_engine_stand(fp_engine *, uint8_t, const uint8_t *, size_t, uint64_t)
+    bint fp_engine_give_standing(fp_engine *, fp_handle)
+    void fp_engine_learn(fp_engine *, fp_handle, const uint8_t *, size_t, size_t, size_t, bint)
     void fp_engine_pong(fp_engine *, fp_handle, const uint8_t *, size_t)
     bint fp_engine_tell(fp_engine *, fp_handle, const uint8_t *, size_t)
     void fp_engine_caught_up(fp_engine *, fp_handle)
@@ -202,7 +205,7 @@ cdef class Engine:
     def __cinit__(self, on_batch, *, uint32_t heartbeat_timeout_ms=60_000, uint32_t connect_timeout_ms=10_000,
                   uint32_t lag_time_ms=30_000, uint64_t frame_size=65536, uint64_t message_size=65536,
                   uint32_t fragments=1024, uint32_t send_buffer=131072, uint32_t connections=1_000_000,
-                  uint32_t connections_per_address=0):
+                  uint32_t connections_per_address=0, uint32_t quiet_ms=0):
         cdef fp_config config
         cdef fp_hooks hooks
         memset(&config, 0, sizeof(config))
@@ -216,6 +219,7 @@ cdef class Engine:
         config.send_buffer = send_buffer
         config.connections = connections
         config.per_address = connections_per_address
+        config.quiet_ms = quiet_ms
         hooks.context = <void *>self
         hooks.request = on_request
         hooks.message = on_message
@@ -357,6 +361,24 @@ cdef class Engine:
         """Gather one message as a frame; False when over `bound` bytes would wait for a full socket."""
         return fp_engine_answer(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(payload),
                                 PyBytes_GET_SIZE(payload), compressed, bound)
+
+    def stand(self, uint8_t variant, bytes frame not None, uint64_t until_ms):
+        """This whole frame is an answer for every connection of the variant, until then (monotonic milliseconds)."""
+        fp_engine_stand(&self.engine, variant, <const uint8_t *>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), until_ms)
+
+    def give_standing(self, fp_handle handle):
+        """Gather it for this connection. True when what this said came after a silence of `quiet_ms`: worth learning."""
+        return fp_engine_give_standing(&self.engine, handle)
+
+    def learn(self, fp_handle handle, bytes message not None, size_t start, size_t end, bint digits):
+        """After a silence, messages of this connection like this one are answered with what stands, and do not go up.
+
+        Like: of its kind and length, and the same but for the bytes [start, end), which may be any, or with `digits` any
+        number without a leading zero. Of over 512 bytes, or 255 that may differ, nothing is learnt.
+        """
+        if start <= end:
+            fp_engine_learn(&self.engine, handle, <const uint8_t *>PyBytes_AS_STRING(message),
+                            PyBytes_GET_SIZE(message), start, end - start, digits)
 
     def tell(self, fp_handle handle, bytes frame not None):
         """Gather a whole presence frame; False when it was left out, to be caught up once the socket has drained."""

@@ -4,14 +4,24 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 from bench.load import procfs
 from bench.load.driver import Run, Swarm
-from bench.load.pairs import COMMON, SILENCE, SPIN, add_bar, complaints, counted, record
-from bench.load.servers import LONG_SILENCE, Server, limit, real
+from bench.load.pairs import (
+    COMMON,
+    COST_COLUMNS,
+    SILENCE,
+    SPIN,
+    add_bar,
+    alternate,
+    both,
+    complaints,
+    counted,
+    record,
+)
+from bench.load.servers import LONG_SILENCE, Server, real
 from bench.load.setting import Setting
 from bench.load.tokens import host_names, token, user_names, write_tokens
 from bench.outcome import Bar, Curve, Outcome
@@ -191,62 +201,49 @@ def right(outcome: Outcome, name: str, *runs: Run) -> None:
 
 
 def idle(setting: Setting) -> Outcome:
-    connections = setting.size(15_000, 300)
-    seconds, period_s = setting.seconds(60.0, 2.0), setting.seconds(30.0, 1.0)
+    connections, pairs = setting.size(15_000, 300), setting.size(7, 2)
+    seconds, warmup_s, period_s = setting.seconds(7.0, 1.0), setting.seconds(0.5, 0.1), setting.seconds(30.0, 1.0)
     outcome = Outcome(
         "idle",
         "What does a present, authenticated, quiet connection cost in memory, and a crowd of them in CPU?",
         "kernel memory of the sockets (the same for every server, some 5 KB), TLS",
-        f"{connections} connections, a beat every {period_s:.0f} s each at its own moment, {seconds:.0f} s; {COMMON}",
-        ["server", "PSS a connection", "private dirty", "empty server", "CPU of a core", "µs CPU a beat"],
+        f"{connections} connections, a beat every {period_s:.0f} s each at its own moment; {pairs} pairs of "
+        f"{seconds:.0f} s; {COMMON}, {SILENCE}",
+        list(COST_COLUMNS),
     )
     tokens = write_tokens(setting.directory / "idle", user_names(connections))
-    hold = partial(_hold, setting, outcome, connections=connections, tokens=tokens, seconds=seconds, period_s=period_s)
-    setting.progress.expect(2)
-    with real(setting, {}) as ours:
-        growth, our_run = hold(ours)
+    options = ["--period", str(period_s), SPIN]
+    crowd = partial(Swarm, "idle", cpus=setting.cpus, connections=connections, tokens=tokens)
+    with both(setting, LONG_SILENCE) as (ours, theirs):
+        time.sleep(0.5)
+        empty = procfs.memory(ours.pid)
+        with crowd(ours, options=[*options, "--present"]) as us, crowd(theirs, options=options) as them:
+            setting.progress.expect(1)
+            record(setting, outcome, ours, us.run(period_s + 1))  # everybody has beaten once: so it goes on from here
+            time.sleep(setting.seconds(SETTLE_S, 0.3))
+            growth = procfs.memory(ours.pid) - empty
+            sides = ((ours, us), (theirs, them))
+            runs = alternate(setting, outcome, sides, pairs, lambda swarm: swarm.run(seconds, warmup_s=warmup_s))
         complaints(outcome, ours)
-    with limit(setting) as theirs:
-        _, limit_run = hold(theirs)
+    for name, last in (("ours", runs.ours[-1]), ("C", runs.limit[-1])):
+        if last.connections != connections:
+            outcome.faults.append(f"{name}: only {last.connections} connections were held")
     # Shared pages move between processes while others start and end; what is dirty and private does not.
     per_connection = max(growth.pss, growth.private_dirty) / connections
-    ratio = (our_run.server_cpu_ns / our_run.seconds) / (limit_run.server_cpu_ns / limit_run.seconds)
-    outcome.figure("user memory of a connection", "bytes", [per_connection])
-    outcome.figure("CPU of the crowd", "cores", [our_run.server_cpu_ns / 1e9 / our_run.seconds])
-    outcome.figure("CPU of the crowd, beside C", "times", [ratio])
-    outcome.bars += [
-        Bar(f"at most {MEMORY_BAR} bytes of user memory a connection (here {per_connection:,.0f}; target 1,200)",
-            per_connection <= MEMORY_BAR),
-        Bar(f"idle CPU at most twice the C server's at the same rate (here {ratio:.2f})", ratio <= 2.0),
-    ]  # fmt: skip
-    return outcome
-
-
-def _hold(
-    setting: Setting, outcome: Outcome, server: Server, *, connections: int, tokens: Path, seconds: float,
-    period_s: float,
-) -> tuple[procfs.Memory, Run]:  # fmt: skip
-    time.sleep(0.5)
-    empty = procfs.memory(server.pid)
-    options = ["--period", str(period_s), SPIN, *(["--present"] if server.is_real else [])]
-    with Swarm("idle", server, setting.cpus, connections=connections, tokens=tokens, options=options) as swarm:
-        time.sleep(setting.seconds(SETTLE_S, 0.3))
-        growth = procfs.memory(server.pid) - empty
-        run = record(setting, outcome, server, swarm.run(seconds))
-    if run.connections != connections:
-        outcome.faults.append(f"{server.name}: only {run.connections} connections were held")
-    if run.unanswered > connections * 0.01 + 1:
-        outcome.faults.append(f"{server.name}: {run.unanswered} beats without an answer")
+    outcome.rows += runs.rows()
     outcome.runs[-1] |= {"pss_growth": growth.pss, "private_dirty_growth": growth.private_dirty, "empty_pss": empty.pss}
-    outcome.rows.append(
-        [
-            server.name,
-            f"{growth.pss / connections:,.0f} B",
-            f"{growth.private_dirty / connections:,.0f} B",
-            f"{empty.pss / 1e6:.1f} MB",
-            f"{run.server_cpu_ns / 1e9 / run.seconds:.4f}",
-            f"{run.us_per_operation:.1f}",
-        ]
-    )
-    outcome.notes.append(f"{server.name}: up in {swarm.bring_up_seconds:.1f} s, {run.operations} beats answered")
-    return growth, run
+    outcome.notes += [
+        runs.note(),
+        f"memory a connection: PSS {growth.pss / connections:,.0f} bytes, private and dirty "
+        f"{growth.private_dirty / connections:,.0f}; the empty worker {empty.pss / 1e6:.1f} MB",
+    ]
+    outcome.figure("user memory of a connection", "bytes", [per_connection])
+    outcome.figure("CPU of the crowd", "cores", [run.server_cpu_ns / 1e9 / run.seconds for run in runs.ours])
+    outcome.figure("CPU of the crowd, beside C", "times", runs.ratios())
+    outcome.bars.append(
+        Bar(f"at most {MEMORY_BAR} bytes of user memory a connection (here {per_connection:,.0f}; target 1,200)",
+            per_connection <= MEMORY_BAR)
+    )  # fmt: skip
+    add_bar(outcome, "CPU at most twice the C server's at the same rate (here {})", runs.ratios(),
+            lambda ratio: ratio <= 2.0)  # fmt: skip
+    return outcome

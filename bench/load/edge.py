@@ -196,6 +196,10 @@ def _inflated(outcome: Outcome, run: Run, hosts: int) -> int:
     return len(text)
 
 
+#: A run that ends with its swarm.
+FOR_EVER_S: Final = 86_400
+
+
 def storm(setting: Setting) -> Outcome:
     processes, each, hosts = 4, setting.size(2500, 50), setting.size(100, 20)
     clients, rounds, watch_s = processes * each, 3, setting.seconds(8.0, 2.0)
@@ -218,7 +222,7 @@ def storm(setting: Setting) -> Outcome:
     worst: list[float] = []
     with real(setting, {}) as ours, contextlib.ExitStack() as swarms:
         up = partial(Swarm, server=ours, cpus=setting.cpus)
-        swarms.enter_context(up("idle", connections=hosts, tokens=tokens, options=beats))
+        swarms.enter_context(up("idle", connections=hosts, tokens=tokens, options=beats)).begin(FOR_EVER_S)
         alone = write_tokens(setting.directory / "storm-bystander", ["bystander"])
         pulse = swarms.enter_context(
             up("pulse", connections=1, tokens=alone, options=["--present", "--period", "0.002"])

@@ -143,9 +143,13 @@ const struct mode handshakes_mode = {
     .passing = true,
 };
 
-/* ---- idle: every link beats once a period, each at its own moment, in no order that a cache could learn */
+/* ---- idle: every link beats once a period, each at its own moment, in no order that a cache could learn.
+ *
+ * Time stands still between runs, so that two servers can be measured by turns; the first run goes on where the last
+ * one ended.
+ */
 
-static uint64_t *moments, cycle_begin; /* offsets within the period, rising */
+static uint64_t *moments, cycle_begin, paused_at; /* offsets within the period, rising */
 static uint32_t *order, next_beat;
 static int64_t unanswered;
 
@@ -172,11 +176,8 @@ static void draw_moments(void)
 
 static void idle_turn(uint64_t now)
 {
-    if (options.period_s <= 0 || ready_count < link_count)
-        return;
-    if (!moments)
-        draw_moments();
-    while (cycle_begin + moments[next_beat] <= now) {
+    paused_at = now;
+    while (options.period_s > 0 && cycle_begin + moments[next_beat] <= now) {
         struct link *link = &links[order[next_beat]];
         if (link->phase == READY) {
             beat(link);
@@ -192,6 +193,10 @@ static void idle_turn(uint64_t now)
 static void idle_start(double amount, uint32_t bytes)
 {
     (void)amount, (void)bytes;
+    if (!moments)
+        draw_moments();
+    else
+        cycle_begin += now_ns() - paused_at;
 }
 
 static void idle_frame(struct link *link, const struct frame *frame)
@@ -206,7 +211,7 @@ static void idle_frame(struct link *link, const struct frame *frame)
 
 static bool idle_busy(void)
 {
-    return false; /* beats go on; nothing is waited for */
+    return unanswered > 0;
 }
 
 static void idle_report(void)
@@ -234,9 +239,9 @@ static void idle_ready(struct link *link)
 const struct mode idle_mode = {
     .name = "idle",
     .start = idle_start,
+    .turn = idle_turn,
     .frame = idle_frame,
     .busy = idle_busy,
     .ready = idle_ready,
     .report = idle_report,
-    .idle = idle_turn,
 };

@@ -61,12 +61,14 @@ class OnlineStatusService:
         room_roster_limit: int = 1000,
         sessions_per_user: int = 100,
         journal: Callable[[Transition], None] | None = None,
+        heard_ms: Callable[[Any], int] | None = None,
     ) -> None:
         """`disconnect_grace_ms` None: a broken connection has what is left of the heartbeat timeout.
 
         `retention_ms`: how long after a user went offline, or left a room, cursors can tell of it.
         `room_roster_limit`: members of a room that are told by name; of more only the number is.
-        `journal` is called in the middle of operations: it must not call back.
+        `journal` is called in the middle of operations: it must not call back. `heard_ms(connection)` says when an
+        attached session's connection was last heard, for owners who do not pass on every heartbeat.
         """
         self.epoch = epoch  #: the life of this memory; part of every cursor
         self.roster = Roster(public_types, retention_ms)
@@ -76,6 +78,7 @@ class OnlineStatusService:
         self._disconnect_grace_ms = disconnect_grace_ms
         self._sessions_per_user = sessions_per_user
         self._journal = journal
+        self._heard_ms = heard_ms
         self._deadlines = Deadlines()
         #: Rooms that a session has from the one it superseded, until its client asks for them or the time is up.
         self._inherited: dict[Session, set[str]] = {}
@@ -410,6 +413,10 @@ class OnlineStatusService:
         if status != "offline" and self.calls.is_busy(record):
             status = "busy"
         if status != record.status or even_if_same:
+            if self._heard_ms is not None:
+                for session in record.sessions:
+                    if session.connection is not None and session.last_heard_ms < now.ms:
+                        session.last_heard_ms = max(session.last_heard_ms, self._heard_ms(session.connection))
             version = self.roster.change(record, status, now)
             if record.rooms is not None:
                 self.audience.move(record, version, now)

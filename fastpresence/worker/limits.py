@@ -4,6 +4,7 @@ The rate limit is a virtual schedule (GCRA, ITU-T I.371): one number a connectio
 so far would have been due at the allowed rate. No bucket to refill, no timer. Pure.
 """
 
+import math
 from collections import OrderedDict
 from typing import Final
 
@@ -24,6 +25,11 @@ class RateLimit:
         self._period_ms = 1000 / rate
         self._tolerance_ms = (burst - 0.5) * self._period_ms  # half a frame of slack for what floats round away
         self._give_up_ms = 2 * burst * self._period_ms
+
+    @property
+    def settled_ms(self) -> int:
+        """A silence after which nothing is owed any more, whatever came before: one frame needs no accounts then."""
+        return math.ceil(self._give_up_ms)
 
     def next(self, due_ms: float, now_ms: int) -> float:
         """The connection's new number for one more frame, or `REFUSED`: the number then moves by `charge`."""

@@ -51,6 +51,7 @@ from fastpresence.presence.roster import room_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
 from fastpresence.tokens import Rights
 from fastpresence.worker.backlog import LONG
+from fastpresence.worker.beats import likeness
 from fastpresence.worker.deflate import LEAST, BadMessage, deflate, inflate
 from fastpresence.worker.handshake import Accepted
 from fastpresence.worker.limits import ENTRIES, REFUSED, TOO_MUCH
@@ -161,7 +162,10 @@ class Peer:
         try:
             if not self._is_author(frame):
                 raise Forbidden("user_id and user_type are the token's, or left out")
-            HANDLERS[type(frame)](self, frame, now)
+            if type(frame) is Heartbeat:
+                self._heartbeat(frame, data, now)
+            else:
+                HANDLERS[type(frame)](self, frame, now)
         except RequestError as error:
             self._refuse(error, frame.id)
 
@@ -294,15 +298,20 @@ class Peer:
         if self.room is not None and (self.rooms is None or self.room not in self.rooms):
             self._enter(self.room, None, now)
 
-    def _heartbeat(self, frame: Heartbeat, now: Now) -> None:
+    def _heartbeat(self, frame: Heartbeat, data: bytes, now: Now) -> None:
+        """One that the engine has not learnt yet, or that it leaves to us: see worker.beats."""
         session = self.session
-        if session is not None:
-            self.worker.service.handle_heartbeat(session, now=now)
         worker = self.worker
-        if frame.id is None:
-            worker.engine.write(self.handle, worker.heartbeat_ack(self.variant, now))
-        else:
+        if session is not None:
+            worker.service.handle_heartbeat(session, now=now)
+        if frame.id is not None:
             self.send(HeartbeatAck(now.wall_us // 1_000_000, frame.id))
+            return
+        worker.renew_standing(now)
+        if worker.engine.give_standing(self.handle):
+            alike = likeness(self.codec, data, frame)
+            if alike is not None:
+                worker.engine.learn(self.handle, data, *alike)
 
     def _present(self) -> Session:
         session = self.session
@@ -512,7 +521,6 @@ def _seconds(value: float) -> float:
 
 HANDLERS: Final[dict[type[Any], Callable[[Peer, Any, Now], None]]] = {
     UserOnline: Peer._user_online,
-    Heartbeat: Peer._heartbeat,
     StatusChange: Peer._status_change,
     Goodbye: Peer._user_offline,
     RequestOnlineStatus: Peer._request_online_status,

@@ -100,6 +100,7 @@ class Worker:
             send_buffer=limits.send_buffer,
             connections=connection_limit(limits),
             connections_per_address=limits.connections_per_address,
+            quiet_ms=self.rate_limit.settled_ms,
         )
         grace = presence.disconnect_grace
         self.service = OnlineStatusService(
@@ -110,6 +111,7 @@ class Worker:
             room_roster_limit=presence.room_roster_limit,
             sessions_per_user=limits.sessions,
             journal=self._journal,
+            heard_ms=lambda peer: self.engine.heard_ms(peer.handle),
         )
         self.users = 0  #: not offline
         self._peers = [0] * len(VARIANTS)  # open, by variant
@@ -129,7 +131,6 @@ class Worker:
         self._routes = Routes(settings, self.service, self.keys, api_keys, login_keys, actions=self)
         self._origins = Origins(settings.server.allowed_origins)
         self._tokens = Wheel(tick_ms=TICK_MS, now_ms=time.monotonic_ns() // 1_000_000)
-        self._heartbeat_acks: list[bytes] = [b""] * len(VARIANTS)
         self._ack_second = -1
         self._repeats = Repeats(REPEAT_S)
         self._guesses = Guesses()
@@ -490,14 +491,15 @@ class Worker:
 
     # What peers share.
 
-    def heartbeat_ack(self, variant: int, now: Now) -> bytes:
-        """The whole frame that answers a heartbeat without an `id`, made once a second."""
-        second = now.wall_us // 1_000_000
+    def renew_standing(self, now: Now) -> None:
+        """The engine has the answer to a heartbeat without an `id` from here on, until the second is over."""
+        second, rest_us = divmod(now.wall_us, 1_000_000)
         if second != self._ack_second:
             self._ack_second = second
             ack = HeartbeatAck(second)
-            self._heartbeat_acks = [frame_of(variant, ack) for variant in range(len(VARIANTS))]
-        return self._heartbeat_acks[variant]
+            until_ms = now.ms + (1_000_000 - rest_us) // 1000
+            for variant in range(len(VARIANTS)):
+                self.engine.stand(variant, frame_of(variant, ack), until_ms)
 
     def deliver(self, from_user_id: str, to_user_id: str, text: str, now: Now) -> int:
         """Hand a message to every session of a user. Returns how many took it. Raises RequestError."""

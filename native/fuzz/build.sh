@@ -8,7 +8,7 @@ target=$1 output=$2
 case $target in
 frame) sources="../kernel/frame.c ../kernel/mask.c ../kernel/utf8.c" ;;
 wheel) sources="../kernel/wheel.c" ;;
-engine) sources="../kernel/frame.c ../kernel/mask.c ../kernel/utf8.c ../kernel/wheel.c" ;; # includes engine.c, audience.c
+engine) sources="../kernel/frame.c ../kernel/mask.c ../kernel/siphash.c ../kernel/utf8.c ../kernel/wheel.c" ;; # includes engine.c, audience.c
 *) echo "no such target: $target" >&2; exit 2 ;;
 esac
 cc=${CC:-gcc}

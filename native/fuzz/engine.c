@@ -42,6 +42,7 @@
 #define FP_LINGER_READ FP_LINGER_READ_
 #include "engine.h"
 #include "mask.h"
+#include "siphash.h"
 #undef FP_FIRST
 #undef FP_EVENTS
 #undef FP_ACCEPTS
@@ -81,6 +82,7 @@ enum {
     HEARTBEAT_MS = 6000,
     CONNECT_MS = 3000,
     LAG_MS = 4000,
+    QUIET_MS = 300,
     UNLIMITED = 1 << 30,
 };
 
@@ -107,6 +109,7 @@ typedef struct {
     fp_stream stream;
     bool got_close;
     uint32_t next_answer, last_answer;
+    bool taught, given; /* of what stands it may be sent something */
     int knows[AUDIENCES]; /* version; -1: nothing */
 } peer;
 
@@ -388,7 +391,7 @@ static int sim_shutdown(int fd, int how)
 /* ---- what a peer receives --------------------------------------------------------------------------------------- */
 
 /* Ours: what it is, of which audience, from which version, up to which: all of it ASCII. */
-enum { ANSWER = 'A', FLUSH = 'F', STATE = 'S' };
+enum { ANSWER = 'A', FLUSH = 'F', STATE = 'S', STANDING = 'T' };
 
 static size_t make(uint8_t *out, uint8_t kind, uint8_t audience, uint32_t from, uint32_t to, uint8_t variant)
 {
@@ -413,6 +416,11 @@ static void receive_ours(peer *peer, const uint8_t *data, size_t size)
         CHECK(is_lossy ? (uint32_t)to > peer->last_answer : (uint32_t)to == peer->last_answer + 1, "answer %d after %u", to,
               peer->last_answer);
         peer->last_answer = (uint32_t)to;
+        return;
+    }
+    if (data[0] == STANDING) {
+        CHECK(peer->given || peer->taught, "an answer that was never given");
+        CHECK(data[6] == peer->variant, "what stands for variant %d, for one of variant %d", data[6], peer->variant);
         return;
     }
     CHECK(data[0] == FLUSH || data[0] == STATE, "what is %d?", data[0]);
@@ -604,6 +612,27 @@ static void say(peer *peer, size_t padding, size_t bound)
     make(out, ANSWER, 0, 0, peer->next_answer + 1, 0);
     if (fp_engine_answer(&engine, peer->handle, out, 7 + padding % 1000, false, bound))
         peer->next_answer++;
+}
+
+/* Frames that stand for every variant, or for none: too long. */
+static void stand(uint32_t how)
+{
+    for (uint8_t variant = 0; variant < FP_VARIANTS; variant++) {
+        uint8_t payload[FP_STANDING_MAX] = {0}, frame[FP_STANDING_MAX + FP_SERVER_HEADER_MAX];
+        make(payload, STANDING, 0, 0, 0, variant);
+        size_t size = how % 8 ? 7 + how % 64 : FP_STANDING_MAX;
+        size_t used = fp_frame_header(frame, variant & 1 ? FP_OP_BINARY : FP_OP_TEXT, size);
+        memcpy(frame + used, payload, size);
+        fp_engine_stand(&engine, variant, frame, used + size, clock_ms + how * 16);
+    }
+}
+
+static void teach(peer *peer, uint32_t size, uint32_t how)
+{
+    uint8_t message[1100];
+    memset(message, how & 1 ? 'x' : '7', sizeof message);
+    peer->taught = true;
+    fp_engine_learn(&engine, peer->handle, message, size < 128 ? size : size * 4, how % 16, how / 8 % 16, how & 2);
 }
 
 static void upgrade(peer *peer, uint32_t how)
@@ -819,7 +848,7 @@ static void send_frame(peer *peer, uint32_t kind, uint32_t length)
     if (opcode >= FP_OP_CLOSE)
         size %= 126;
     size_t used = fp_frame_header_masked(frame, opcode | (kind & 64 ? FP_COMPRESSED : 0), !(kind & 8), size, KEY);
-    memset(frame + used, 'x', size);
+    memset(frame + used, kind & 32 ? '7' : 'x', size);
     if (opcode == FP_OP_CLOSE && size > 1)
         memcpy(frame + used, kind & 16 ? "\x03\xe8" : "\x0f\xa1", 2);
     fp_mask(frame + used, size, KEY, 0);
@@ -858,7 +887,7 @@ static void misuse(fp_handle handle, uint32_t what)
     if (fp_engine_conn(&engine, handle))
         return; /* it has come round again */
     uint32_t connections = engine.stats.connections;
-    switch (what % 17) {
+    switch (what % 19) {
     case 0: fp_engine_upgrade(&engine, handle, true, true, 0, BYTES, 8); break;
     case 1: CHECK(!fp_engine_write(&engine, handle, BYTES, 8, 100), "written to nobody"); break;
     case 2: CHECK(!fp_engine_answer(&engine, handle, BYTES, 8, true, 100), "answered nobody"); break;
@@ -875,6 +904,8 @@ static void misuse(fp_handle handle, uint32_t what)
     case 13: fp_engine_hold(&engine, handle, true); break;
     case 14: fp_engine_pong(&engine, handle, BYTES, 8); break;
     case 15: CHECK(!fp_engine_waiting(&engine, handle) && !fp_engine_go_on(&engine, handle), "nobody goes on"); break;
+    case 16: CHECK(!fp_engine_give_standing(&engine, handle), "given to nobody"); break;
+    case 17: fp_engine_learn(&engine, handle, BYTES, 8, 2, 3, false); break;
     default: CHECK(!fp_audience_join(&engine, handle, 0) && !fp_audience_leave(&engine, handle, 0), "nobody joined"); break;
     }
     CHECK(connections == engine.stats.connections, "a stale handle did something");
@@ -882,7 +913,7 @@ static void misuse(fp_handle handle, uint32_t what)
 
 static void act(void)
 {
-    uint32_t what = next() % 33, who = next();
+    uint32_t what = next() % 36, who = next();
     peer *peer = &peers[who % PEERS];
     bool known = peer->used && peer->has_handle;
     switch (what) {
@@ -1056,6 +1087,21 @@ static void act(void)
             CHECK(fp_engine_waiting(&engine, peer->handle) < 1 << 20, "so much waits");
         }
         break;
+    case 33:
+        stand(who);
+        break;
+    case 34:
+        if (is_peer(peer)) {
+            peer->given = true;
+            fp_engine_give_standing(&engine, peer->handle);
+        }
+        break;
+    case 35:
+        if (is_peer(peer)) {
+            uint32_t size = next();
+            teach(peer, size, next());
+        }
+        break;
     case 31: /* and a crowd that comes by TCP */
         for (uint32_t i = 0; i < who % PEERS && (peer = newcomer(false)) != NULL; i++) {
             queue[queued++] = (int)(peer - peers);
@@ -1120,8 +1166,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fp_config config = {
         .limits = {.frame_size = 600, .message_size = 900, .fragments = 4, .masked = true},
         .heartbeat_timeout_ms = HEARTBEAT_MS, .connect_timeout_ms = CONNECT_MS, .lag_time_ms = LAG_MS,
-        .send_buffer = 65536, .connections = 1 + next() % PEERS, .per_address = next() % 16,
+        .send_buffer = 65536, .connections = 1 + next() % PEERS, .per_address = next() % 16, .quiet_ms = QUIET_MS,
     };
+    static const uint64_t KEY[2] = {UINT64_C(0x0706050403020100), UINT64_C(0x0f0e0d0c0b0a0908)};
+    static const uint8_t MESSAGE[15] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14};
+    CHECK(fp_siphash(KEY, MESSAGE, 15) == UINT64_C(0xa129ca6149be45e5), "SipHash is another: appendix A of its paper");
     batched = 0;
     queued = fail_in = live = accept_fails = version = told = flush_from = flush_to = 0;
     is_lossy = spare_open = false;

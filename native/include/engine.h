@@ -13,6 +13,10 @@
  * Bounded work: at most FP_EVENTS ready sockets a call, one read of at most FP_READ bytes each, of which FP_VISIT_MESSAGES
  * messages go up; level-triggered, so that what is left comes again. A connection whose answers do not drain is not read
  * from. The kernel keeps what does not fit into that, and slows its sender down.
+ *
+ * Most messages say what the last one said, and are answered as everybody's are. So an owner may have an answer stand for
+ * each variant, and have the engine learn what a connection's message looks like that is answered with it: the next one
+ * like it does not go up. Only one that comes after `quiet_ms` of silence, so that no flood gets round its owner's limits.
  */
 #ifndef FP_ENGINE_H
 #define FP_ENGINE_H
@@ -40,6 +44,8 @@ enum {
     FP_VARIANTS = 4,              /* kinds of recipient: JSON, MessagePack, each also deflated */
     FP_JOINED = 16,               /* pieces that one system call joins at the most */
     FP_ARENA_MAX = 4 << 20,       /* bytes of answers gathered in one turn before they are sent early; never held more */
+    FP_LEARNT_MAX = 512,          /* bytes of a message that may be learnt */
+    FP_STANDING_MAX = 256,        /* bytes of an answer that stands */
     FP_LINGER_READ = 1 << 20,     /* bytes discarded while waiting for the end of a connection */
     FP_LINGER_MS = 1000,
     FP_CLOSE_MS = 5000,           /* for the peer's half of the closing handshake */
@@ -73,6 +79,21 @@ typedef struct {
     uint8_t data[];
 } fp_kept;
 
+/* What a message looks like: how long it is, and every byte of it but those from `from` on, `span` of them. */
+typedef struct {
+    uint64_t hash;   /* keyed, of all but these */
+    uint16_t size;   /* 0: nothing is learnt */
+    uint16_t from;
+    uint8_t span;
+    bool digits;     /* they are a decimal number without a leading zero; else they may be anything */
+} fp_learnt;
+
+typedef struct {
+    uint64_t until_ms; /* it holds no more from then on */
+    uint32_t size;
+    uint8_t data[FP_STANDING_MAX]; /* whole frames */
+} fp_standing;
+
 typedef struct {
     int32_t fd;
     uint32_t generation;
@@ -87,6 +108,7 @@ typedef struct {
     uint8_t touched : 1;     /* on the list of connections with something pending */
     uint8_t leaving : 1;     /* its end was told; what it said before is being answered, then comes the close frame */
     uint8_t held : 1;        /* its owner has enough to do with what came already */
+    uint8_t quiet : 1;       /* its last message came after a silence */
     uint32_t spoke;          /* the last turn in which a message of its was handed up */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
@@ -99,6 +121,7 @@ typedef struct {
     fp_stream *stream;       /* only inside a frame or a message */
     fp_rest *rest;           /* only while its socket is full */
     fp_kept *kept;           /* only while it has more to say than one visit takes */
+    fp_learnt learnt;
 } fp_conn;
 
 typedef struct {
@@ -160,10 +183,12 @@ typedef struct {
     uint32_t send_buffer;      /* bytes that a socket's send buffer may hold, the kernel's own records included */
     uint32_t connections;      /* at most */
     uint32_t per_address;      /* of them from one address; 0: no limit of its own */
+    uint32_t quiet_ms;         /* silence before a message that the engine may answer by itself; 0: it answers none */
 } fp_config;
 
 typedef struct {
     uint64_t accepted, refused, crowded, frames_received, frames_sent, bytes_received, bytes_sent, sends, deliveries, skipped;
+    uint64_t answered; /* messages that did not go up */
     uint32_t connections, open, lagging;
 } fp_stats;
 
@@ -182,6 +207,8 @@ typedef struct {
     uint32_t turn;
     fp_addresses addresses;
     uint8_t *read_buffer;
+    uint64_t key[2];   /* of the hashes */
+    fp_standing standing[FP_VARIANTS];
     /* What this turn's answers are gathered in. */
     uint8_t *arena;
     size_t arena_size, arena_capacity;
@@ -225,6 +252,15 @@ void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool defl
 bool fp_engine_write(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, size_t bound);
 /* Gather one message as a frame of the connection's own kind; `compressed` when its data are deflated. */
 bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size, bool compressed, size_t bound);
+/* These whole frames stand as an answer to connections of this variant, until then. Too many bytes: none does. */
+void fp_engine_stand(fp_engine *engine, uint8_t variant, const uint8_t *frames, size_t size, uint64_t until_ms);
+/* Gather them for this connection, whether they still hold or not. True when what it said is worth learning: it came after
+ * a silence, as the next one will. */
+bool fp_engine_give_standing(fp_engine *engine, fp_handle handle);
+/* Messages of this connection like this one are answered with what stands: of the same kind and length and with the same
+ * bytes, but for `span` of them from `from` on, which may be any or, where `digits`, any number without a leading zero. */
+void fp_engine_learn(fp_engine *engine, fp_handle handle, const uint8_t *message, size_t size, size_t from, size_t span,
+                     bool digits);
 /* The answer to a ping that the hook told of. */
 void fp_engine_pong(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size);
 /* A presence frame for one connection: left out, to be caught up later, when its socket is full. */

@@ -7,11 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/random.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "audience.h"
+#include "siphash.h"
 
 #define LISTENER UINT64_MAX
 
@@ -435,6 +437,42 @@ static bool take_control(fp_engine *engine, fp_conn *conn, const fp_event *event
     return false;
 }
 
+/* ---- messages that are answered here ---- */
+
+static uint64_t hash_around(const fp_engine *engine, const uint8_t *data, size_t size, size_t from, size_t span)
+{
+    uint8_t copy[FP_LEARNT_MAX];
+    memcpy(copy, data, size);
+    memset(copy + from, 0, span);
+    return fp_siphash(engine->key, copy, size);
+}
+
+static bool is_number(const uint8_t *data, size_t size)
+{
+    if (size && data[0] == '0')
+        return false;
+    for (size_t i = 0; i < size; i++)
+        if (data[i] < '0' || data[i] > '9')
+            return false;
+    return true;
+}
+
+/* Whether this message of an open connection was answered with what stands. `quiet`: it came after a silence. */
+static bool answered(fp_engine *engine, fp_conn *conn, const fp_event *event, bool quiet)
+{
+    const fp_learnt *learnt = &conn->learnt;
+    const fp_standing *standing = &engine->standing[conn->variant];
+    if (!quiet || !learnt->size || learnt->size != event->size || event->compressed || conn->rest ||
+        event->opcode != (conn->text ? FP_OP_TEXT : FP_OP_BINARY) || engine->now_ms >= standing->until_ms ||
+        (learnt->digits && !is_number(event->data + learnt->from, learnt->span)) ||
+        hash_around(engine, event->data, event->size, learnt->from, learnt->span) != learnt->hash)
+        return false;
+    if (!fp_engine_write(engine, fp_engine_handle(engine, conn), standing->data, standing->size, FP_ARENA_MAX))
+        return false;
+    engine->stats.answered++;
+    return true;
+}
+
 /* Bytes of an open connection: in place where whole frames came, else through the connection's own stream. Returns how
  * many are left for the next visit. */
 static size_t feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
@@ -456,14 +494,17 @@ static size_t feed(fp_engine *engine, fp_conn *conn, uint8_t *data, size_t size)
     for (;;) {
         fp_result result = fp_stream_next(stream, &engine->config.limits, &data, &size, &event);
         if (result == FP_MESSAGE) {
+            bool quiet = engine->config.quiet_ms && engine->now_ms - conn->heard_ms >= engine->config.quiet_ms;
             heard = true;
             conn->heard_ms = engine->now_ms; /* now: the end that this read may bring is told with it */
+            conn->quiet = quiet;
             engine->stats.frames_received++;
-            conn->spoke = engine->turn;
-            if (conn->state == FP_OPEN)
+            if (conn->state == FP_OPEN && !answered(engine, conn, &event, quiet)) {
+                conn->spoke = engine->turn;
                 engine->hooks.message(engine->hooks.context, handle,
                                       event.compressed ? event.opcode | FP_COMPRESSED : event.opcode, event.data,
                                       event.size);
+            }
             bytes += event.size;
             if (conn->state == FP_OPEN && size && (++messages == FP_VISIT_MESSAGES || bytes >= FP_VISIT_BYTES))
                 break;
@@ -852,6 +893,40 @@ bool fp_engine_answer(fp_engine *engine, fp_handle handle, const uint8_t *data, 
     return put_frame(engine, conn, compressed ? opcode | FP_COMPRESSED : opcode, data, size, bound);
 }
 
+void fp_engine_stand(fp_engine *engine, uint8_t variant, const uint8_t *frames, size_t size, uint64_t until_ms)
+{
+    if (variant >= FP_VARIANTS)
+        return;
+    fp_standing *standing = &engine->standing[variant];
+    bool fits = size <= FP_STANDING_MAX;
+    standing->size = fits ? (uint32_t)size : 0;
+    standing->until_ms = fits ? until_ms : 0;
+    if (fits && size)
+        memcpy(standing->data, frames, size);
+}
+
+bool fp_engine_give_standing(fp_engine *engine, fp_handle handle)
+{
+    const fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || conn->state != FP_OPEN)
+        return false;
+    const fp_standing *standing = &engine->standing[conn->variant];
+    fp_engine_write(engine, handle, standing->data, standing->size, FP_ARENA_MAX);
+    return conn->quiet;
+}
+
+void fp_engine_learn(fp_engine *engine, fp_handle handle, const uint8_t *message, size_t size, size_t from, size_t span,
+                     bool digits)
+{
+    fp_conn *conn = fp_engine_conn(engine, handle);
+    if (!conn || !size || size > FP_LEARNT_MAX || from > size || span > size - from || span > UINT8_MAX)
+        return;
+    conn->learnt = (fp_learnt){
+        .hash = hash_around(engine, message, size, from, span),
+        .size = (uint16_t)size, .from = (uint16_t)from, .span = (uint8_t)span, .digits = digits,
+    };
+}
+
 void fp_engine_pong(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
@@ -1025,6 +1100,8 @@ int fp_engine_init(fp_engine *engine, const fp_config *config, const fp_hooks *h
     engine->read_buffer = malloc(FP_READ);
     if (!engine->read_buffer)
         return -ENOMEM;
+    if (getrandom(engine->key, sizeof engine->key, GRND_NONBLOCK) != sizeof engine->key)
+        engine->config.quiet_ms = 0; /* without a key nothing is learnt */
     fp_wheel_init(&engine->wheel, engine->heads, FP_WHEEL_SLOTS, FP_TICK_MS, engine->now_ms);
     return 0;
 }

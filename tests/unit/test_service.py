@@ -59,7 +59,9 @@ Make = Callable[..., OnlineStatusService]
 
 @pytest.fixture
 def make(journal: list[Transition]) -> Make:
-    def make(*, disconnect_grace_ms: int | None = None) -> OnlineStatusService:
+    def make(
+        *, disconnect_grace_ms: int | None = None, heard_ms: Callable[[Socket], int] | None = None
+    ) -> OnlineStatusService:
         return OnlineStatusService(
             epoch="e",
             public_types={"kol"},
@@ -67,6 +69,7 @@ def make(journal: list[Transition]) -> Make:
             disconnect_grace_ms=disconnect_grace_ms,
             retention_ms=RETENTION_MS,
             journal=journal.append,
+            heard_ms=heard_ms,
         )
 
     return make
@@ -262,6 +265,20 @@ def test_one_who_is_ended_while_detached_was_last_seen_when_he_was_last_heard(
     service.handle_connection_lost(session, last_heard_ms=clock.at(20).ms, now=clock.at(25))
     service.handle_user_offline(session, now=clock.at(40), reason="kicked")
     assert service.get_user_status("kol_1").last_seen == WALL_S + 20
+
+
+def test_a_user_was_last_seen_when_any_of_his_connections_was_last_heard(make: Make, clock: Clock) -> None:
+    """An owner that answers heartbeats by itself tells of them when something changes, and not before."""
+    phone, tablet = Socket(), Socket()
+    heard_ms = {phone: clock.now.ms, tablet: clock.now.ms}
+    service = make(heard_ms=heard_ms.__getitem__)
+    service.handle_user_online("kol_1", "kol", connection=phone, now=clock.at(0))
+    busy = service.handle_user_online("kol_1", "kol", status="busy", connection=tablet, now=clock.at(1))
+    heard_ms[phone] = clock.at(50).ms
+    assert service.get_user_status("kol_1").last_seen == WALL_S + 1
+    service.handle_timeout(busy, last_heard_ms=busy.last_heard_ms, now=clock.at(61))
+    entry = service.get_user_status("kol_1")
+    assert (entry.status, entry.last_seen) == ("online", WALL_S + 50)
 
 
 def test_a_session_without_a_connection_lives_by_its_heartbeats(service: OnlineStatusService, clock: Clock) -> None:
