@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from joserfc import jwt
@@ -155,7 +156,7 @@ def test_a_poll_that_is_forbidden_makes_nobody_present(server: Server) -> None:
 
 def test_each_claim_limits_its_own_and_none_of_them_limits_nothing(server: Server) -> None:
     user_id = fresh("user")
-    cases: list[tuple[dict[str, object], int, int]] = [
+    cases: list[tuple[dict[str, Any], int, int]] = [
         ({}, 200, 200),
         ({"watch": "*", "rooms": "*"}, 200, 200),
         ({"watch": []}, 403, 200),
@@ -167,7 +168,7 @@ def test_each_claim_limits_its_own_and_none_of_them_limits_nothing(server: Serve
         assert server.http("GET", f"{BASE}/{FOE}", key=token)[0] == watch, claims
         assert server.http("GET", f"{BASE}/rooms/{CLOSED}", key=token)[0] == room, claims
         assert server.http("GET", f"{BASE}/{user_id}", key=token)[0] == 200
-    wrong: list[dict[str, object]] = [{"watch": "kol_1"}, {"watch": None}, {"rooms": ["a b"]}, {"rooms": {}}]
+    wrong: list[dict[str, Any]] = [{"watch": "kol_1"}, {"watch": None}, {"rooms": ["a b"]}, {"rooms": {}}]
     for claims in wrong:
         assert server.http("GET", f"{BASE}/{user_id}", key=signed(user_id, **claims))[0] == 401, claims
 
@@ -196,7 +197,7 @@ def test_who_has_a_login_token_gets_the_rights_that_it_says_and_can_not_ask_for_
         status, answer, _ = server.http("POST", f"{BASE}/rts-token", asked, key=login(user_id, watch=[], rooms=[]))
         assert (status, answer["error"]["code"]) == (403, "forbidden")
         assert field in answer["error"]["message"]
-    cases: list[tuple[dict[str, object], int, int]] = [
+    cases: list[tuple[dict[str, Any], int, int]] = [
         ({}, 200, 403),
         ({"rooms": "*"}, 200, 200),
         ({"watch": []}, 403, 403),

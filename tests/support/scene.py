@@ -25,7 +25,7 @@ class Scene:
     def __init__(self, clients: Clients, actor: Client, witness: Client, marker: Client) -> None:
         self.clients = clients
         self.actor, self.witness = actor, witness
-        self._marker = marker
+        self.marker = marker
         self._marks = itertools.cycle(["away", "online"])
         self._before = self._seen()
 
@@ -49,8 +49,8 @@ class Scene:
     async def settle(self) -> None:
         """Afterwards the witness has seen whatever there was to see until now."""
         mark = next(self._marks)
-        await self._marker.do("status_change", status=mark)
-        await self.witness.sees(self._marker.user_id, mark)
+        await self.marker.do("status_change", status=mark)
+        await self.witness.sees(self.marker.user_id, mark)
 
     async def nothing_was_seen(self) -> None:
         """Since the beginning, or the last call of `seen`."""
