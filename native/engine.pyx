@@ -67,6 +67,7 @@ cdef extern from "engine.h" nogil:
         uint32_t count
     ctypedef struct fp_engine:
         int epoll_fd
+        fp_config config
         uint32_t capacity
         uint32_t audience_count
         fp_audience *audiences
@@ -101,6 +102,9 @@ cdef extern from "engine.h" nogil:
     void fp_engine_drained(fp_engine *, fp_handle)
     void fp_engine_lost(fp_engine *, fp_handle)
     fp_conn *fp_engine_conn(fp_engine *, fp_handle)
+
+cdef extern from "address.h" nogil:
+    bint fp_address_parse(const char *, uint64_t *)
 
 cdef extern from "audience.h" nogil:
     uint32_t fp_audience_new(fp_engine *)
@@ -423,8 +427,8 @@ cdef class Engine:
     def adopt(self, carrier not None):
         """A new connection that `carrier` carries: `write(bytes)`, `end()` (after what is written), `cut()` (now).
 
-        Returns its handle, or None at a limit: of all connections, or of those from `carrier.address`. The carrier says
-        `feed`, `full`, `drained`, `lost`.
+        Returns its handle, or None at a limit: of all connections (then `has_room` is False), or of those from
+        `carrier.address`. The carrier says `feed`, `full`, `drained`, `lost`.
         """
         cdef fp_handle handle
         cdef bytes address = carrier.address.encode("ascii", "replace")
@@ -432,6 +436,11 @@ cdef class Engine:
             return None
         self.carriers[handle] = carrier
         return handle
+
+    @property
+    def has_room(self):
+        """Whether it is below its limit of connections."""
+        return self.engine.stats.connections < self.engine.config.connections
 
     def feed(self, fp_handle handle, bytes data not None):
         """Bytes came."""
@@ -482,6 +491,12 @@ cdef class Engine:
             return ""
         finally:
             peer.detach()
+
+    def network(self, fp_handle handle):
+        """What limits by address count by: an IPv4 address, or a /64 of IPv6, as a number; 0 when there is none."""
+        cdef uint64_t key
+        cdef bytes address = self.address(handle).encode("ascii", "replace")
+        return key if fp_address_parse(PyBytes_AS_STRING(address), &key) else 0
 
     def heard_ms(self, fp_handle handle):
         """When its last complete frame came: monotonic milliseconds."""

@@ -6,6 +6,7 @@ so far would have been due at the allowed rate. No bucket to refill, no timer. P
 
 import math
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Final
 
 __all__ = ["ENTRIES", "REFUSED", "TOO_MUCH", "Guesses", "Pace", "RateLimit"]
@@ -65,10 +66,10 @@ class Pace:
     def __init__(self, rate: float, burst: int, remembered: int) -> None:
         self._limit = RateLimit(rate, burst)
         self._wait_ms = burst * 1000 / rate
-        self._due_ms: OrderedDict[str, float] = OrderedDict()
+        self._due_ms: OrderedDict[Hashable, float] = OrderedDict()
         self._remembered = remembered
 
-    def is_over(self, name: str, now_ms: int) -> bool:
+    def is_over(self, name: Hashable, now_ms: int) -> bool:
         """Count one more; True when that was one too many."""
         due_ms = self._limit.next(self._due_ms.pop(name, 0.0), now_ms)
         refused = due_ms is REFUSED
@@ -79,7 +80,7 @@ class Pace:
 
 
 class Guesses(Pace):
-    """Bad credentials by address.
+    """Bad credentials by address: an IPv4 one, or a /64 of IPv6, of which everybody has all.
 
     Only those who fail are counted and refused: behind the same address others come in as before.
     """

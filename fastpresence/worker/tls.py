@@ -25,10 +25,17 @@ LOG: Final = logging.getLogger("fastpresence.worker")
 ACCEPTS: Final = 64
 #: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
 BUFFER: Final = 65_536
-#: For one that we have no room for, as the engine says it.
+#: For those that we have no room for, as the engine says it.
 FULL: Final = answer_error(HttpError(503, "unavailable", "too many connections now", (("Retry-After", "5"),)))
+CROWDED: Final = answer_error(
+    HttpError(429, "too_many", "too many connections of this address", (("Retry-After", "5"),))
+)
 #: Handshakes under way at once: each costs some 50 KB and a millisecond or two of CPU; more wait in the kernel's queue.
 HANDSHAKES: Final = 256
+#: Of those that we have no room for so many at once are told so, which takes a handshake; the others are hung up on.
+REFUSALS: Final = 8
+#: Seconds that one of them has for it.
+REFUSAL_S: Final = 2.0
 
 
 def context(cert: str, key: str) -> ssl.SSLContext:
@@ -51,24 +58,29 @@ def context(cert: str, key: str) -> ssl.SSLContext:
 class Carried(asyncio.Protocol):
     """One TLS connection: the engine's carrier and the transport's protocol."""
 
-    __slots__ = ("_engine", "_full", "_handle", "_transport", "address")
+    __slots__ = ("_engine", "_full", "_handle", "_transport", "address", "shaking")
 
     def __init__(self, engine: Engine, address: str) -> None:
         self._engine = engine
-        self._handle: int | None = None
         self._transport: asyncio.Transport | None = None
         self._full = False
         self.address = address
+        self.shaking: asyncio.Task[None] | None = None  #: its handshake, while that is under way
+        #: Counted, and its time runs, from here on: half a handshake is a connection like half a request.
+        self._handle: int | None = engine.adopt(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the engine has it: not at a limit of connections, nor after its end."""
+        return self._handle is not None
 
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=BUFFER)
-        self._handle = self._engine.adopt(self)
-        if self._handle is None:  # at the limit of connections
-            self._transport.write(FULL)
-            self._transport.close()
+        if self._handle is None:  # cut off in the moment in which it was done
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._handle is not None:
@@ -91,6 +103,10 @@ class Carried(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        self.fail()
+
+    def fail(self) -> None:
+        """It is over from the other side, or never came to be."""
         if self._handle is not None:
             self._engine.lost(self._handle)
 
@@ -111,6 +127,20 @@ class Carried(asyncio.Protocol):
         self._handle = None
         if self._transport is not None:
             self._transport.abort()
+        elif self.shaking is not None:
+            self.shaking.cancel()
+
+
+class Refused(asyncio.Protocol):
+    """One that we have no room for: it is told so."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        made = cast(asyncio.Transport, transport)
+        made.write(self._answer)
+        made.close()
 
 
 class TlsFront:
@@ -126,6 +156,7 @@ class TlsFront:
         self._buffer = buffer
         self._listener: socket.socket | None = None
         self._shaking: set[asyncio.Task[None]] = set()
+        self._refusing: set[asyncio.Task[None]] = set()
         self._repeats = Repeats()
 
     def reload(self, cert: str, key: str) -> None:
@@ -145,7 +176,7 @@ class TlsFront:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.detach()
             self._listener = None
-        for task in self._shaking:
+        for task in (*self._shaking, *self._refusing):
             task.cancel()
 
     def _accept(self) -> None:
@@ -169,9 +200,18 @@ class TlsFront:
                 self._loop.call_later(0.1, self._listen_again)
                 return
             client.setblocking(False)
-            task = self._loop.create_task(self._shake(client, str(address[0])))
-            self._shaking.add(task)
-            task.add_done_callback(self._shaken)
+            carried = Carried(self._engine, str(address[0]))
+            if carried.is_held:
+                task = self._loop.create_task(self._shake(client, carried))
+                carried.shaking = task
+                self._shaking.add(task)
+                task.add_done_callback(self._shaken)
+            elif len(self._refusing) < REFUSALS:
+                task = self._loop.create_task(self._refuse(client, CROWDED if self._engine.has_room else FULL))
+                self._refusing.add(task)
+                task.add_done_callback(self._refusing.discard)
+            else:
+                client.close()
 
     def _listen_again(self) -> None:
         if self._listener is not None:
@@ -182,18 +222,36 @@ class TlsFront:
             self._listen_again()
         self._shaking.discard(task)
 
-    async def _shake(self, client: socket.socket, address: str) -> None:
+    async def _shake(self, client: socket.socket, carried: Carried) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: Carried(self._engine, address),
+                lambda: carried,
                 client,
                 ssl=self._context,
                 ssl_handshake_timeout=self._connect_timeout,
                 ssl_shutdown_timeout=1.0,
             )
-        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:  # TimeoutError is an OSError
+        except (OSError, ssl.SSLError, asyncio.CancelledError):  # TimeoutError is an OSError
             client.close()
-            if not isinstance(error, asyncio.CancelledError):
-                self._repeats.log(
-                    LOG, logging.WARNING, "rejected handshake", now_s=self._loop.time(), address=address, reason="TLS"
-                )
+            if carried.is_held:
+                self._note(carried.address)
+                carried.fail()
+        finally:
+            carried.shaking = None
+
+    async def _refuse(self, client: socket.socket, answer: bytes) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: Refused(answer),
+                client,
+                ssl=self._context,
+                ssl_handshake_timeout=REFUSAL_S,
+                ssl_shutdown_timeout=1.0,
+            )
+        except (OSError, ssl.SSLError, asyncio.CancelledError):
+            client.close()
+
+    def _note(self, address: str) -> None:
+        self._repeats.log(
+            LOG, logging.WARNING, "rejected handshake", now_s=self._loop.time(), address=address, reason="TLS"
+        )

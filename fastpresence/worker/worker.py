@@ -305,7 +305,7 @@ class Worker:
 
     def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
         """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
-        if error.status != 401 or not self._guesses.is_over(self.engine.address(handle), now.ms):
+        if error.status != 401 or not self._guesses.is_over(self.engine.network(handle), now.ms):
             return error
         return HttpError(429, "rate_limited", "too many bad credentials from this address", (("Retry-After", "10"),))
 

@@ -130,6 +130,20 @@ def test_ipv4_counts_by_the_address_and_ipv6_by_its_64(one: str, other: str, are
     engine.close_all()
 
 
+def test_a_network_is_told_by_the_number_that_limits_count_by() -> None:
+    engine = Engine(lambda events: None)
+
+    def network(address: str) -> int:
+        handle = Carrier(engine, address).handle
+        assert handle is not None
+        return engine.network(handle)
+
+    assert network("2001:db8::1") == network("2001:db8::ffff:1") != network("2001:db8:0:1::1")
+    assert network("192.0.2.1") == network("::ffff:192.0.2.1") != network("192.0.2.2")
+    assert network("nowhere") == network("") == engine.network(1 << 40) == 0
+    engine.close_all()
+
+
 @pytest.mark.parametrize("address", ["", "not an address", "/run/a.socket", "é", "1" * 100, "%", "\0"])
 def test_what_is_no_address_is_not_counted(address: str) -> None:
     engine = Engine(lambda events: None, connections_per_address=1)
