@@ -6,25 +6,30 @@
     kol_2:  online ------- away --------------------------------------------------------------------- user_offline
 
 Those who watch: public users, members of a room, explicit watches; present ones and observers; JSON and MessagePack,
-deflated and not.
+deflated and not; and two who have no WebSocket and poll, one by our client and one without it.
 """
 
 import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import pytest
 
+from fastpresence.client import PresenceClient, Timing
 from tests.conftest import Start
-from tests.support.clients import Client, Clients
+from tests.support.clients import Client, Clients, View, until
+from tests.support.poller import Poller
+from tests.support.proxy import Proxy
 
 BEAT = 0.3  #: seconds, where the protocol has 30
 TIMEOUT = 0.9  #: and 60
 TICK = 0.25  #: how late a timeout may be noticed
 SLACK = 0.3  #: how long a busy machine may take to tell, and us to notice
 LATENCY = 0.05  #: from a change to the others' screens, typically
+POLL = 0.05  #: seconds between polls, where the protocol's clients have 5
 
 
 def is_subsequence(part: Iterable[str], whole: Iterable[str]) -> bool:
@@ -35,8 +40,9 @@ def is_subsequence(part: Iterable[str], whole: Iterable[str]) -> bool:
 class Stage:
     """Everybody in the timeline, and how long each change took to each screen."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, poller: Poller, polling: PresenceClient) -> None:
         self.clients = clients
+        self.poller, self.polling = poller, polling
         self.watchers: list[Client] = []
         self.latencies: list[float] = []
 
@@ -61,6 +67,42 @@ class Stage:
         await who.do("user_offline", user_id=who.user_id, user_type="kol", timestamp=int(time.time()))
         assert await who.ended() == 1000
         await self.everybody_sees(who.user_id, "offline", begun_s)
+
+
+@asynccontextmanager
+async def the_stage(clients: Clients) -> AsyncIterator[Stage]:
+    """With those who poll: both ask for the public users, the room and some users by name."""
+    scope = {"rooms": ["studio"], "user_ids": ["user_1", "kol_1"]}
+    timing = Timing(delays_ms=(0, 10), poll_interval_ms=POLL * 1000)
+    async with clients, Proxy(clients.server.port) as proxy:
+        proxy.block()
+        client = PresenceClient(
+            proxy.url, token=lambda: clients.server.token("user_5"), user_id="user_5", device="browser", timing=timing
+        )
+        async with Poller(clients.server, "user_4", every_s=POLL, **scope) as poller, client as polling:
+            assert polling.freshness == "polled"
+            await polling.join("studio")
+            await polling.watch("user_1", "kol_1")
+            yield Stage(clients, poller, polling)
+            assert polling.freshness == "polled"
+
+
+async def the_same_is_seen_by_polling(stage: Stage, truth: list[str]) -> None:
+    """Of everybody, entry by entry, as those with a socket see it."""
+    await stage.poller.caught_up()
+    for user_id in ("kol_1", "kol_2", "user_1", "user_2"):
+        views: list[View] = [watcher.view for watcher in stage.watchers if user_id in watcher.view.known]
+        assert views
+        for view in views:
+            entry = {key: value for key, value in view.known[user_id].items() if key != "left"}
+            assert stage.poller.view.known[user_id] == entry
+
+            def same(user_id: str = user_id, entry: dict[str, object] = entry) -> bool:
+                held = stage.polling.status_of(user_id)
+                return entry == {name: getattr(held, name) for name in entry}
+
+            await until(same, f"{stage.polling.status_of(user_id)} is {entry}")
+    assert is_subsequence(stage.poller.view.statuses("kol_1"), truth)
 
 
 async def beats(who: Client, count: int) -> None:
@@ -125,7 +167,8 @@ async def to_the_end(stage: Stage, kol_1: Client, truth: list[str]) -> None:
         revs = [sight.rev for sight in watcher.view.seen["kol_1"]]
         assert all(earlier < later for earlier, later in itertools.pairwise(revs))
     for watcher in (each for each in stage.watchers if each.user_id in ("user_2", "observer_2")):
-        assert watcher.view.rooms["studio"] == {"user_2"}
+        assert watcher.view.rooms["studio"] == {"user_2", "user_4", "user_5"}
+    await the_same_is_seen_by_polling(stage, truth)
     assert statistics.median(stage.latencies) < LATENCY
 
 
@@ -137,8 +180,8 @@ def fast(start: Start) -> Clients:
 @pytest.mark.parametrize("loss", ["reset", "silence"])
 def test_a_cut_and_a_return_inside_the_heartbeat_timeout_are_seen_by_nobody(fast: Clients, loss: str) -> None:
     async def timeline() -> None:
-        async with fast as clients:
-            stage = Stage(clients)
+        async with the_stage(fast) as stage:
+            clients = stage.clients
             kol_1 = await up_to_the_cut(stage)
             revs = [watcher.view.known["kol_1"]["rev"] for watcher in stage.watchers]
             if loss == "reset":
@@ -165,8 +208,8 @@ def test_a_cut_beyond_the_heartbeat_timeout_is_seen_by_everybody_in_time_and_so_
     fast: Clients, loss: str
 ) -> None:
     async def timeline() -> None:
-        async with fast as clients:
-            stage = Stage(clients)
+        async with the_stage(fast) as stage:
+            clients = stage.clients
             kol_1 = await up_to_the_cut(stage)
             last_heard_at = time.time()
             if loss == "reset":
