@@ -3,9 +3,12 @@
     cursor -> one version -> public users, rooms, watched users, each from its own view -> one list, oldest change first
 
 An answer has at most `PAGE` users: where there is more to tell, its cursor stands at the last one told, and the next
-poll goes on from there. Pure: presence core in, what goes on the wire out.
+poll goes on from there. Between the pages of a full answer it also says when that answer began: whoever was dropped for
+being gone before, was not in it, so that old departures do not make it begin again. Pure: presence core in, what goes
+on the wire out.
 """
 
+import re
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -18,6 +21,9 @@ __all__ = ["PAGE", "changes"]
 
 #: Users in one answer, at most: some 200 KB, and some 2 ms.
 PAGE: Final = 2000
+
+#: A cursor between two pages of a full answer: an ordinary one, and the version at which that answer began.
+_HALFWAY: Final = re.compile(r"([^~]*~[^~]*~[^~]*)~(0|[1-9][0-9]{0,15})", re.ASCII)
 
 
 def changes(
@@ -40,8 +46,10 @@ class _Answer:
         self._told: dict[str, tuple[int, StatusEntry]] = {}
 
     def body(self, cursor: str | None) -> dict[str, Any]:
-        since = None if cursor is None or len(cursor) > 256 else self._since(cursor)
+        since, begun = (None, None) if cursor is None or len(cursor) > 256 else self._since(cursor)
         full = since is None
+        if full:
+            begun = self._service.version
         reached = self._gather(UNLISTED if since is None else since, full)
         told = sorted(
             (stamped for stamped in self._told.values() if stamped[0] <= reached), key=lambda stamped: stamped[0]
@@ -56,20 +64,30 @@ class _Answer:
         }
         if reached < self._service.version:
             body["more"] = True
+            if begun is not None:
+                body["cursor"] += f"~{begun}"
         if self._crowded:
             body["room_occupancy"] = [{"room": room.name, "count": room.shown} for room in self._crowded]
         return body
 
-    def _since(self, cursor: str) -> int | None:
-        """The version of a cursor from which on changes tell everything; None for any other text."""
+    def _since(self, cursor: str) -> tuple[int | None, int | None]:
+        """The version of a cursor from which on changes tell everything, None for any other text.
+
+        Then the version at which the full answer began that goes on from there; None behind a complete answer.
+        """
         service = self._service
-        since = read_cursor(cursor, service.epoch, self._scope)
+        match = _HALFWAY.fullmatch(cursor)
+        text, begun = (cursor, None) if match is None else (match[1], int(match[2]))
+        since = read_cursor(text, service.epoch, self._scope)
+        known = since if begun is None else begun
         floors = [service.roster.public.floor, *(room.members.floor for room in self._rooms)]
         if self._user_ids:
             floors.append(service.roster.everyone.floor)
-        if since is None or not self._is_whole or since < max(floors) or since > service.version:
-            return None
-        return since
+        if since is None or known is None or not self._is_whole:
+            return None, None
+        if known < max(floors) or not since <= known <= service.version:
+            return None, None
+        return since, begun
 
     def _gather(self, since: int, full: bool) -> int:
         """Everyone to tell of, by user; returns the version up to which that is complete."""

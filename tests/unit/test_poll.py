@@ -7,6 +7,7 @@ import pytest
 from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Session
+from fastpresence.worker import poll as poll_module
 from fastpresence.worker.poll import PAGE, changes
 
 LIMIT = 3
@@ -302,3 +303,49 @@ def test_pages_of_a_wide_scope_tell_everything_of_every_view(service: OnlineStat
     assert set(poller.believes) == expected.difference(f"user_{number}" for number in range(0, PAGE, 3))
     for user_id, status in poller.believes.items():
         assert status == service.get_user_status(user_id).status
+
+
+def test_old_departures_do_not_make_a_full_answer_begin_again_with_every_page(
+    service: OnlineStatusService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll_module, "PAGE", 2)
+    hosts = [f"kol_{number}" for number in range(7)]
+    for user_id in hosts:
+        online(service, user_id)
+    gone = online(service, "kol_gone")
+    service.handle_user_offline(gone, now=NOW)
+    service.cleanup_expired_status(now=later(RETENTION_MS + 1))
+    online(service, "user_1", "lobby")  # a room that is younger than most
+    poller = Poller(service, ["lobby"])
+    first = poller.poll()
+    assert (first["full"], first["more"]) == (True, True)
+    told = [entry.user_id for entry in first["user_status"]]
+    for _ in range(3):
+        body = poller.poll()
+        assert not body["full"]
+        told += [entry.user_id for entry in body["user_status"]]
+    assert told == [*hosts, "user_1"]
+    assert "more" not in body
+    assert poller.poll()["user_status"] == []
+
+
+def test_one_who_was_listed_and_is_dropped_before_the_last_page_makes_it_begin_again(
+    service: OnlineStatusService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll_module, "PAGE", 2)
+    first, *_ = [online(service, f"kol_{number}") for number in range(5)]
+    poller = Poller(service)
+    assert "kol_0" in [entry.user_id for entry in poller.poll()["user_status"]]
+    service.handle_user_offline(first, now=NOW)
+    service.cleanup_expired_status(now=later(RETENTION_MS + 1))
+    while poller.poll().get("more"):
+        pass
+    assert sorted(poller.believes) == [f"kol_{number}" for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("tail", ["~x", "~-1", "~99999999999999999", "~0", "~999999"])
+def test_halfway_cursors_that_we_never_gave_cost_a_full_answer(service: OnlineStatusService, tail: str) -> None:
+    online(service, "kol_1")
+    cursor = make_cursor("e", PUBLIC_SCOPE, service.version)
+    assert not changes(service, cursor, (), ())["full"]
+    assert changes(service, cursor + tail, (), ())["full"]
