@@ -268,9 +268,13 @@ class ClientCore:
 
     def polled(self, answer: PollAnswer, now_ms: float) -> None:
         """The poll of the last `Poll` was answered."""
-        if self._poller.asked is None:
+        asked = self._poller.asked
+        if asked is None:
             return
         self._heard_ms = now_ms
+        if answer.more and answer.cursor == asked.cursor:
+            self.poll_failed(now_ms, reason="the answers to polls do not get on")
+            return
         told = self._poller.answered(answer, now_ms)
         if told is not None:
             self._take_poll(told, {room.room: room.count for room in answer.room_occupancy})
@@ -302,13 +306,14 @@ class ClientCore:
     def _take_poll(self, told: Told, crowded: dict[str, int]) -> None:
         part = told.part
         if part.whole:
-            if crowded.keys() != self.copy.occupancy.keys():
+            if crowded.keys() != self.copy.occupancy.keys() and not told.full:
                 self._poller.forget_cursors()  # there are others in the scope: all that is known of them is to be told
             for room in self.copy.occupancy.keys() - crowded.keys():
                 del self.copy.occupancy[room]
             for room, count in crowded.items():
                 self._crowded(RoomOccupancy(room, count))
-            self.copy.cursor = told.cursor  # a socket goes on from here
+            if self._rooms.keys() >= set(part.rooms) and self.copy.watched.keys() >= set(part.user_ids):
+                self.copy.cursor = told.cursor  # a socket goes on from here
         self._events.extend(self.copy.take_poll(told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole))
         if told.last:
             for request_id in self._carried:
@@ -635,6 +640,7 @@ class ClientCore:
     def _stop_seeing(self, request: Unsubscribe, now_ms: float) -> int:
         if self.polling:
             self._see_no_more(request)
+            self.copy.cursor = None  # who was seen no more may be a public user, and polls do not say so
         # The copy goes on seeing them until a socket's answer: frames about them may be under way.
         try:
             return self._request(request, now_ms)

@@ -213,8 +213,11 @@ class RosterCopy:
     ) -> list[Change]:
         """The whole answer to a poll about these watched users and, if `whole`, the public users and the rooms.
 
-        With `full`, who is in that scope and not listed is offline. Which room somebody is in, polls do not tell.
+        With `full`, who is in that scope and not listed is offline. Which room somebody is in, polls do not tell, nor
+        of which life of the server's memory they are: a full answer passes every fence.
         """
+        if full:
+            self._unfenced.update(self.entries if whole else user_ids)
         changes: list[Change] = []
         for entry in entries:
             user_id = entry.user_id
@@ -290,6 +293,8 @@ class RosterCopy:
             covered = frozenset(user_id for user_id in self._public_users if not self._seen_otherwise(user_id))
             if self._public:
                 self._are_public(scope.pages)
+                if scope.first:  # nothing was asked for yet: watched or not, these are told for what they are
+                    self._public_types.update(entry.user_type for entry in scope.pages)
         changes = self._seen_now(scope.pages)
         for user_id in covered:
             if user_id in self.watched:

@@ -490,6 +490,16 @@ def test_crowded_rooms_tell_their_count_in_polls_too_and_everything_is_told_when
     assert rig.core.copy.status_of("user_2").online
 
 
+def test_answers_that_do_not_get_on_are_not_asked_for_in_a_hot_loop() -> None:
+    rig = polling()
+    rig.wait(5_000)
+    rig.poll(answer(full=True, more=True, cursor="half"))
+    assert of(rig.tick(), Poll)
+    assert of(rig.poll(answer(full=True, more=True, cursor="half")), Stale)
+    assert not of(rig.wait(4_999), Poll)
+    assert of(rig.wait(1), Poll)
+
+
 def test_who_leaves_or_is_stopped_polls_no_more() -> None:
     rig = polling()
     assert of(rig.wait(5_000), Poll)
