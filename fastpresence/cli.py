@@ -219,6 +219,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             read_again=lambda: _read_again(arguments),
             on_listening=visit.begin if visit else None,
             is_dev=arguments.dev,
+            is_admin_port_given=loaded.sources["admin.port"] != "default",
         )
     finally:
         stop_logs()
@@ -256,12 +257,12 @@ class _Visit:
         self._is_tour = is_tour
         self._tour: asyncio.Task[None] | None = None
 
-    def begin(self, port: int) -> None:
+    def begin(self, port: int, admin_port: int | None) -> None:
         """The server listens: say so, and start the tour."""
-        host = self._loaded.settings.server.host
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what to connect to instead
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(_welcome(self._loaded, address), flush=True)
+        settings = self._loaded.settings
+        address = _address(settings.server.host, port)
+        admin = None if admin_port is None else _address(settings.admin.host, admin_port)
+        print(_welcome(self._loaded, address, admin), flush=True)
         if self._is_tour:
             self._tour = asyncio.get_running_loop().create_task(self._guide(f"ws://{address}/ws"))
 
@@ -279,8 +280,17 @@ class _Visit:
                 process.terminate()
 
 
-def _welcome(loaded: Loaded, address: str) -> str:
-    """What was made for this run, and commands to paste. The tokens are real and good for a day."""
+def _address(host: str, port: int) -> str:
+    """Where to connect to what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what to connect to instead
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _welcome(loaded: Loaded, address: str, admin: str | None) -> str:
+    """What was made for this run, and commands to paste. The tokens are real and good for a day.
+
+    `admin`: where the admin face listens, if it does.
+    """
     settings = loaded.settings
     types = settings.presence.user_types
     host_type = "kol" if "kol" in types else types[0]
@@ -294,7 +304,9 @@ def _welcome(loaded: Loaded, address: str) -> str:
     made = [
         *(f"  token key  {k.kid}:{k.secret}" for k in settings.auth.token_keys if _is_made(loaded, "auth.token_keys")),
         *(f"  API key    {key}" for key in settings.auth.api_keys if _is_made(loaded, "auth.api_keys")),
+        *([f"  admin key  {settings.admin.key}"] if _is_made(loaded, "admin.key") else []),
     ]
+    admin_key = settings.admin.key if _is_made(loaded, "admin.key") else "YOUR_ADMIN_KEY"
     api_key = settings.auth.api_keys[0] if _is_made(loaded, "auth.api_keys") else "YOUR_API_KEY"
     return "\n".join(
         [
@@ -311,6 +323,15 @@ def _welcome(loaded: Loaded, address: str) -> str:
             f"  curl -s http://{address}/api/online-status/rts-token -H 'Authorization: Bearer {api_key}' \\",
             f"""    -d '{{"user_id": "kol_1", "user_type": "{host_type}"}}'""",
             "",
+            *(
+                []
+                if admin is None
+                else [
+                    "Why is demo_host offline (or online)? His last transitions, the newest first:",
+                    f"  curl -s http://{admin}/api/users/demo_host/timeline -H 'Authorization: Bearer {admin_key}'",
+                    "",
+                ]
+            ),
             "Ctrl-C ends it.",
         ]
     )

@@ -4,7 +4,7 @@ Sans-IO: bytes in, structs out. A frame is four bytes of length (big-endian, uns
 
     node:   Boot Revoked ...        Reload                  Stop
     worker:                  Ready           Reloaded            (ends)
-    at any time after that: Stats by the worker, Revoke by either
+    at any time after that: Stats, Journal, Present by the worker, Revoke by either
 
 Both ends come from the same installation and trust each other; what is checked is checked against a mix-up. Either
 end takes the other's end of file for its death. The deltas of the relay will join `LinkFrame` here. May import
@@ -24,7 +24,11 @@ __all__ = [
     "MAX_FRAME",
     "Boot",
     "FrameReader",
+    "Journal",
+    "JournalLine",
     "LinkFrame",
+    "Present",
+    "PresentUser",
     "Ready",
     "Reload",
     "Reloaded",
@@ -98,7 +102,47 @@ class Stats(Struct, tag="stats", frozen=True, gc=False):
     users: int  #: present ones
 
 
-LinkFrame = Boot | Ready | Reload | Reloaded | Revoke | Revoked | Stop | Stats
+class JournalLine(Struct, array_like=True, frozen=True, gc=False):
+    """A session came, went or changed: see `presence.sessions.Transition`, whose fields these are."""
+
+    user_id: str
+    user_type: str
+    session: int  #: unique in one life of the worker; 0: a change that no session made
+    kind: str  #: online, offline, status, reconnect
+    was: str  #: what others saw of the user before
+    status: str  #: and after
+    reason: str
+    rev: int
+    at_us: int  #: Unix epoch, microseconds
+    attempt: int | None = None
+    superseded: int = 0  #: the session whose place this one took
+
+
+class Journal(Struct, tag="journal", frozen=True):
+    """Worker to node, some hundred milliseconds after it happened at most: lines, oldest first."""
+
+    lines: list[JournalLine]
+    dropped: int = 0  #: lines that were lost right before these, since the node did not read; `Present` follows
+
+
+class PresentUser(Struct, array_like=True, frozen=True):
+    """A user with sessions in this worker."""
+
+    user_id: str
+    user_type: str
+    status: str
+    rev: int
+    sessions: list[int]
+
+
+class Present(Struct, tag="present", frozen=True):
+    """Worker to node, after lines were lost, in pages: everybody who has a session there when the page is made."""
+
+    users: list[PresentUser]
+    is_first: bool  #: whoever is not in this page or one of the next, or in a later line, is gone
+
+
+LinkFrame = Boot | Journal | Present | Ready | Reload | Reloaded | Revoke | Revoked | Stop | Stats
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(LinkFrame).decode

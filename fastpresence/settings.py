@@ -172,6 +172,8 @@ class AdminSettings(_Section, frozen=True):
     host: Name = "127.0.0.1"
     port: Port = 9090
     key: Secret | None = None
+    enabled: bool = True
+    timeline_size: Annotated[int, Meta(ge=100, le=1_000_000)] = 100_000  #: transitions that the node remembers
 
 
 class LogSettings(_Section, frozen=True):
@@ -448,6 +450,7 @@ def _dev_values() -> dict[str, Any]:
         "server.allowed_origins": tuple(f"{s}://{h}{p}" for s in ("http", "https") for h in hosts for p in ("", ":*")),
         "auth.token_keys": (TokenKey("dev", secrets.token_urlsafe(32)),),
         "auth.api_keys": (secrets.token_urlsafe(24),),
+        "admin.key": secrets.token_urlsafe(24),
     }
 
 
@@ -559,7 +562,7 @@ def _sizes(s: Settings) -> str | None:
 
 
 def _ports(s: Settings) -> str | None:
-    if s.server.port == s.admin.port != 0:
+    if s.admin.enabled and s.server.port == s.admin.port != 0:
         return "server.port and admin.port must differ"
     return None
 

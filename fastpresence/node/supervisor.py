@@ -4,6 +4,7 @@
                        ^                               |
                        +-------- back-off <--------- died           SIGTERM: Stop -> wait -> kill -> end
     Revoke of one worker -> remembered for those that start later, told to all others
+    Journal of a worker -> timeline; a worker died -> `crash` for everybody who was there
     SIGHUP: read the settings again -> bad: one line in the log, everything as it was
                                     -> good: Reload -> Reloaded of each worker
 
@@ -24,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -32,7 +33,10 @@ from fastpresence.errors import PeerError, SettingsError, StartError
 from fastpresence.link import (
     Boot,
     FrameReader,
+    Journal,
+    JournalLine,
     LinkFrame,
+    Present,
     Ready,
     Reload,
     Reloaded,
@@ -42,11 +46,23 @@ from fastpresence.link import (
     Stop,
     encode,
 )
-from fastpresence.logs import event, set_level
+from fastpresence.logs import Repeats, event, set_level
+from fastpresence.node.admin import AdminFace
+from fastpresence.node.timeline import Chronicle, Roll
 from fastpresence.settings import Settings, changed, replaceable
 from fastpresence.tokens import Revocations
 
-__all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "open_listeners", "raise_file_limit", "run"]
+__all__ = [
+    "Backoff",
+    "Read",
+    "Supervisor",
+    "module_argv",
+    "notify",
+    "open_admin",
+    "open_listeners",
+    "raise_file_limit",
+    "run",
+]
 
 LOG: Final = logging.getLogger("fastpresence.node")
 
@@ -66,11 +82,16 @@ RELOAD_TIME: Final = 10.0
 UNREAD: Final = 8 * 1024 * 1024
 #: Revocations in one frame: about two milliseconds, and 300 KB.
 REVOKED_PAGE: Final = 5_000
+#: Users whose crash is written in one turn, and seconds between two turns: as fast as the log can follow.
+CRASHES: Final = 200
+CRASHES_EVERY: Final = 0.01
 #: What belongs to the node or its sockets: a new worker does not bring it.
 OF_THE_NODE: Final = ("server.host", "server.port", "server.workers", "redis.", "database.", "admin.", "log.format")
 
 #: Reads settings and JWKS file again, as at the start, and checks them. Raises SettingsError, StartError.
 Read = Callable[[], tuple[Settings, str | None]]
+#: Told the port, and the admin face's.
+OnListening = Callable[[int, int | None], None]
 
 
 class Backoff:
@@ -100,12 +121,7 @@ def module_argv(module: str) -> list[str]:
 
 def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     """`count` listening sockets on one address, which the kernel spreads connections over. Raises StartError."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )[0]
-    except socket.gaierror as error:
-        raise StartError(f"server.host {host!r} cannot be resolved ({error.strerror}): set it to an address") from None
+    family, address = _resolved("server", host, port)
     listeners: list[socket.socket] = []
     try:
         # With SO_REUSEPORT a second server of the same user would share the port unseen: ask first without it.
@@ -118,8 +134,37 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise StartError(_why_not(error, host, port)) from None
+        raise StartError(_why_not(error, "server", host, port)) from None
     return listeners
+
+
+def open_admin(host: str, port: int, *, is_port_given: bool) -> socket.socket | None:
+    """The admin face's listening socket; None, with a line in the log, when the port that nobody chose is taken.
+
+    Raises StartError.
+    """
+    family, address = _resolved("admin", host, port)
+    try:
+        listener = _bound(family, address, shared=False)
+    except OSError as error:
+        reason = _why_not(error, "admin", host, port)
+        if error.errno != errno.EADDRINUSE or is_port_given:
+            raise StartError(reason) from None
+        event(LOG, logging.WARNING, "no admin face", reason=reason)
+        return None
+    return listener
+
+
+def _resolved(section: str, host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    """The address family and the first address of `host`. Raises StartError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )[0]
+    except socket.gaierror as error:
+        reason = f"{section}.host {host!r} cannot be resolved ({error.strerror}): set it to an address"
+        raise StartError(reason) from None
+    return family, address
 
 
 def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
@@ -137,13 +182,15 @@ def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.
     return sock
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError, section: str, host: str, port: int) -> str:
+    """Why nothing can listen there, and what to do; `section` of the settings."""
+    flag = "--port" if section == "server" else f"--{section}-port"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken: stop what listens there (ss -ltnp 'sport = {port}'), or choose another --port"
+        return f"port {port} is taken: stop what listens there (ss -ltnp 'sport = {port}'), or choose another {flag}"
     if error.errno == errno.EACCES:
         return f"port {port} is not allowed to this user: choose one above 1023, or grant CAP_NET_BIND_SERVICE"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"server.host {host} is no address of this machine: set it to one that is, or to 0.0.0.0 for all"
+        return f"{section}.host {host} is no address of this machine: set it to one that is, or to 0.0.0.0 for all"
     return f"cannot listen on {host} port {port}: {error.strerror}"
 
 
@@ -184,6 +231,8 @@ class Worker:
         self.pid = process.pid
         self.started_s = time.monotonic()
         self.stats = Stats(connections=0, users=0)
+        self.is_ready = False  #: it listens
+        self.roll = Roll(number)
         self.settings = settings  #: that it was born with
         self.generation = 0  #: of the last Reload that it answered
         self._process, self._reader, self._writer = process, reader, writer
@@ -265,9 +314,14 @@ class Supervisor:
         login_jwks: str | None = None,
         read_again: Read | None = None,
         argv: Sequence[str] | None = None,
-        on_listening: Callable[[int], None] | None = None,
+        on_listening: OnListening | None = None,
         is_dev: bool = False,
+        is_admin_port_given: bool = False,
     ) -> None:
+        """`on_listening`: called with the port, once every worker listens, and with the admin face's if there is one.
+
+        `is_admin_port_given`: somebody chose `admin.port`; when it is taken, that is a failed start.
+        """
         self._settings = settings  # for the next worker
         self._login_jwks = login_jwks
         self._first_settings = settings
@@ -279,6 +333,12 @@ class Supervisor:
         self._argv = module_argv(WORKER) if argv is None else argv
         self._on_listening = on_listening
         self._is_dev = is_dev
+        self._is_admin_port_given = is_admin_port_given
+        self._admin: AdminFace | None = None
+        self._admin_port: int | None = None
+        self._chronicle = Chronicle(settings.admin.timeline_size)
+        self._is_writing_crashes = False
+        self._repeats = Repeats()
         self._count = 1  # workers: more come with the relay that joins them
         self._workers: dict[int, Worker] = {}
         self._ready: set[int] = set()  # numbers of the workers that were ready at least once
@@ -300,14 +360,18 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        keepers = [asyncio.create_task(self._keep(n, listener)) for n, listener in enumerate(listeners)]
+        keepers: list[asyncio.Task[None]] = []
         try:
+            await self._open_admin()
+            keepers += [asyncio.create_task(self._keep(n, listener)) for n, listener in enumerate(listeners)]
             await asyncio.gather(*keepers)
         finally:
             for keeper in keepers:
                 keeper.cancel()
             self._kill()
             await asyncio.gather(*keepers, return_exceptions=True)
+            if self._admin is not None:
+                self._admin.close()
             for listener in listeners:
                 listener.close()
         event(LOG, logging.INFO, "stopped", forced=self._is_forced or None)
@@ -335,6 +399,7 @@ class Supervisor:
                 worker.kill()
                 raise
             finally:
+                worker.is_ready = False
                 briefing.cancel()
                 status = await worker.gone()
                 del self._workers[number]
@@ -346,12 +411,15 @@ class Supervisor:
             if number not in self._ready:
                 how = " ".join(f"{key} {value}" for key, value in _ended(status).items())
                 raise StartError(f"worker {number} ended before it listened ({how}): its own words are above")
+            self._chronicle.died(worker.roll, time.time_ns() // 1000)
             delay_s = backoff.after(lived_s)
             self.restarts += 1
             event(
                 LOG, logging.ERROR, "worker died",
                 worker=number, pid=worker.pid, **_ended(status), lived_s=round(lived_s, 3), restart_in_s=delay_s,
             )  # fmt: skip
+            if not self._is_writing_crashes:
+                self._write_crashes()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop_asked.wait()
@@ -372,6 +440,10 @@ class Supervisor:
                             self._has_reloaded(worker, frame)
                         elif isinstance(frame, Revoke):
                             self._revoke(worker, frame)
+                        elif isinstance(frame, Journal):
+                            self._note(worker, frame)
+                        elif isinstance(frame, Present):
+                            worker.roll.replace(frame.users, is_first=frame.is_first)
         except TimeoutError:
             event(LOG, logging.ERROR, "worker not ready", worker=worker.number, pid=worker.pid, waited_s=READY_TIME)
             worker.kill()
@@ -380,6 +452,7 @@ class Supervisor:
             worker.kill()
 
     def _is_ready(self, worker: Worker) -> None:
+        worker.is_ready = True
         is_first = len(self._ready) < self._count
         self._ready.add(worker.number)
         if not is_first:
@@ -392,7 +465,73 @@ class Supervisor:
             self._tell_ready()
             self._tell_counts()
             if self._on_listening:
-                self._on_listening(self._port)
+                self._on_listening(self._port, self._admin_port)
+
+    # The admin face, and what it is asked.
+
+    async def _open_admin(self) -> None:
+        admin, limits = self._settings.admin, self._settings.limits
+        listener = None
+        if admin.enabled:
+            listener = open_admin(admin.host, admin.port, is_port_given=self._is_admin_port_given)
+        if listener is None:
+            return
+        self._admin = AdminFace(
+            key=admin.key,
+            body_size=limits.http_body_size,
+            request_time=limits.connect_timeout,
+            not_ready=self.not_ready,
+            timeline=self.timeline,
+        )
+        await self._admin.listen(listener)
+        self._admin_port = listener.getsockname()[1]
+        shown = f"[{admin.host}]" if ":" in admin.host else admin.host
+        event(LOG, logging.INFO, "admin listening", url=f"http://{shown}:{self._admin_port}", port=self._admin_port)
+
+    def not_ready(self) -> str | None:
+        """Why this node is not ready to serve; None when it is."""
+        if self._stop_asked.is_set():
+            return "draining"
+        for number in range(self._count):
+            worker = self._workers.get(number)
+            if worker is None or not worker.is_ready:
+                return f"worker {number} {'is down' if number in self._ready else 'is starting'}"
+        return None
+
+    def timeline(self, user_id: str, limit: int) -> list[dict[str, Any]]:
+        """A user's last transitions, the newest first."""
+        self._tell_crashes(self._chronicle.settle(user_id))
+        return self._chronicle.of(user_id, limit)
+
+    def _note(self, worker: Worker, frame: Journal) -> None:
+        if frame.dropped:
+            self._chronicle.dropped += frame.dropped
+            self._repeats.log(
+                LOG, logging.WARNING, "journal lines dropped",
+                now_s=time.monotonic(), worker=worker.number, lines=frame.dropped,
+            )  # fmt: skip
+        self._tell_crashes(self._chronicle.note(worker.roll, frame.lines))
+
+    def _write_crashes(self) -> None:
+        """Of a crowd some in each turn of the loop."""
+        for _ in range(CRASHES):
+            crashed = self._chronicle.settle()
+            if not crashed:
+                self._is_writing_crashes = False
+                return
+            self._tell_crashes(crashed)
+        self._is_writing_crashes = True
+        asyncio.get_running_loop().call_later(CRASHES_EVERY, self._write_crashes)
+
+    @staticmethod
+    def _tell_crashes(crashed: list[tuple[JournalLine, int]]) -> None:
+        for line, worker in crashed:
+            event(
+                LOG, logging.INFO, "user offline",
+                user_id=line.user_id, user_type=line.user_type, reason=line.reason, worker=worker,
+            )  # fmt: skip
+
+    # Revocations.
 
     def _revoke(self, worker: Worker, frame: Revoke) -> None:
         self._revocations.add(frame.user_id, frame.before, int(time.time()))
@@ -535,15 +674,21 @@ def run(
     *,
     login_jwks: str | None = None,
     read_again: Read | None = None,
-    on_listening: Callable[[int], None] | None = None,
+    on_listening: OnListening | None = None,
     is_dev: bool = False,
+    is_admin_port_given: bool = False,
 ) -> int:
     """Be the node process, from the opened port to the last worker's end. Returns the exit status; see Supervisor."""
     raise_file_limit()
 
     async def main() -> int:
         supervisor = Supervisor(
-            settings, login_jwks=login_jwks, read_again=read_again, on_listening=on_listening, is_dev=is_dev
+            settings,
+            login_jwks=login_jwks,
+            read_again=read_again,
+            on_listening=on_listening,
+            is_dev=is_dev,
+            is_admin_port_given=is_admin_port_given,
         )
         return await supervisor.run()
 

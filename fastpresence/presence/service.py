@@ -136,7 +136,7 @@ class OnlineStatusService:
         self._settle(record, now, even_if_same=retyped)
         if self._journal is not None:
             kind: Literal["online", "reconnect"] = "online" if older is None else "reconnect"
-            self._note(session, kind, was, "user_online", now, attempt)
+            self._note(session, kind, was, "user_online", now, attempt, older)
         if self.calls.by_id or self.calls.missed:
             self.calls.session_came(session, older, now)
         return session
@@ -193,7 +193,7 @@ class OnlineStatusService:
         self._settle(record, now)
         if self._journal is not None:
             if older is not None:
-                self._note(session, "reconnect", was, "user_online", now)
+                self._note(session, "reconnect", was, "user_online", now, None, older)
             elif (session.status, record.hidden) != before:
                 self._note(session, "status", was, "user_online", now)
 
@@ -487,6 +487,7 @@ class OnlineStatusService:
         reason: str,
         now: Now,
         attempt: int | None = None,
+        older: Session | None = None,
     ) -> None:
         record = session.record
         if self._journal is not None:
@@ -502,5 +503,6 @@ class OnlineStatusService:
                     record.rev,
                     now.wall_us,
                     attempt,
+                    0 if older is None else older.number,
                 )
             )

@@ -122,6 +122,7 @@ class Transition(Struct, frozen=True, gc=False):
     rev: int  #: the record's, after
     at_us: int  #: Unix epoch, microseconds
     attempt: int | None = None  #: of "online" and "reconnect": which attempt the client says it was
+    superseded: int = 0  #: of "reconnect": the number of the session whose place this one took
 
 
 _RANK: Final[dict[Status, int]] = {"offline": 0, "away": 1, "online": 2, "busy": 3}

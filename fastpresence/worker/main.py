@@ -22,6 +22,7 @@ from fastpresence.errors import PeerError
 from fastpresence.link import Boot, FrameReader, LinkFrame, Ready, Reload, Reloaded, Revoke, Revoked, Stats, Stop
 from fastpresence.logs import setup
 from fastpresence.worker.drain import drain
+from fastpresence.worker.journal import JournalWriter
 from fastpresence.worker.uplink import Uplink
 from fastpresence.worker.worker import Worker
 
@@ -44,7 +45,8 @@ async def serve(link: socket.socket) -> None:
     tasks = [loop.create_task(uplink.run())]
     try:
         worker = Worker(boot.settings, boot.worker, loop, login_jwks=boot.login_jwks)
-        worker.tell_node = uplink.tell
+        journal = JournalWriter(loop, uplink, worker.service.roster)
+        worker.tell_node, worker.note = uplink.tell, journal.note
         if not await _learn_revoked(worker, node):
             return
         # Full collections would stop the loop for as long as all peers together take to visit; peers make no cycles.
@@ -55,11 +57,12 @@ async def serve(link: socket.socket) -> None:
         with socket.socket(fileno=os.dup(boot.listener_fd)) as listener:
             port = listener.getsockname()[1]
         uplink.tell(Ready(port, os.getpid()))
-        tasks.append(loop.create_task(_tell_stats(worker, uplink)))
+        tasks += [loop.create_task(_tell_stats(worker, uplink)), loop.create_task(journal.run())]
         try:
             while (frame := await node.next()) is not None:  # else nobody would start us again or hold our port
                 if isinstance(frame, Stop):
                     await drain(worker, frame.drain_time)
+                    journal.send()
                     await uplink.finish()
                     return
                 if isinstance(frame, Reload):

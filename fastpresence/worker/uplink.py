@@ -42,12 +42,15 @@ class Uplink:
         self._news = asyncio.Event()  # set while something waits
         self._idle = asyncio.Event()  # set while nothing does
         self._idle.set()
+        self._room = asyncio.Event()  # cleared when something was refused, set when half of that is free
+        self._room.set()
         self._repeats = Repeats()
         self.queued_bytes = 0  #: with what is being written
 
     def offer(self, frame: LinkFrame) -> bool:
         """Queue what may be left out; False when it was."""
         if self.queued_bytes >= self._enough:
+            self._room.clear()
             return False
         self._put(encode(frame))
         return True
@@ -81,9 +84,15 @@ class Uplink:
             except OSError:
                 return  # the link ended: whoever reads it will say so
             self.queued_bytes -= size
+            if self.queued_bytes <= self._enough // 2:
+                self._room.set()
             if not self._queue:
                 self._news.clear()
                 self._idle.set()
+
+    async def room(self) -> None:
+        """Wait until what may be left out is taken again, and not just for a moment."""
+        await self._room.wait()
 
     async def finish(self) -> None:
         """Wait until everything is written, but not for long."""

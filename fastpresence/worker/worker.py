@@ -87,6 +87,8 @@ class Worker:
         self.epoch = secrets.token_hex(6)
         #: Says something to the node; whoever has no node says it to nobody.
         self.tell_node: Callable[[LinkFrame], None] = lambda frame: None
+        #: Takes every line of the journal, at the cost of an append.
+        self.note: Callable[[Transition], None] = lambda change: None
         self.revocations = Revocations()  #: the node tells all of them before this worker listens
         self.keys = TokenKeys(settings.auth.token_keys, self.revocations)
         self.rate_limit = RateLimit(limits.rate, limits.burst)
@@ -602,6 +604,7 @@ class Worker:
         self._repeats.log(LOG, logging.WARNING, "rate limited", now_s=self.loop.time(), user_id=peer.user_id)
 
     def _journal(self, change: Transition) -> None:
+        self.note(change)
         if change.was != change.status:
             self.users += (change.status != "offline") - (change.was != "offline")
         if change.kind == "status":

@@ -472,7 +472,8 @@ def serve_once(**settings: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "fastpresence", "serve", "--port", "0", "--log-format", "json"],
         env={
             **clean, "FASTPRESENCE_AUTH_TOKEN_KEYS": f"k1:{TOKEN_SECRET}", "FASTPRESENCE_AUTH_API_KEYS": API_KEY,
-            "FASTPRESENCE_DATABASE_URL": "none", "FASTPRESENCE_SERVER_HOST": "127.0.0.1", **ours,
+            "FASTPRESENCE_DATABASE_URL": "none", "FASTPRESENCE_SERVER_HOST": "127.0.0.1",
+            "FASTPRESENCE_ADMIN_PORT": "0", **ours,
         },
         cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE * 2, check=False,
     )  # fmt: skip

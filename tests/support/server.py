@@ -24,11 +24,12 @@ from typing import Any, Final, Self
 
 from tests.support.certificate import trusting
 
-__all__ = ["API_KEY", "DEADLINE", "TOKEN_SECRET", "Server", "shared"]
+__all__ = ["ADMIN_KEY", "API_KEY", "DEADLINE", "TOKEN_SECRET", "Server", "shared"]
 
 ROOT: Final = Path(__file__).parents[2]
 #: Seconds that anything here may take.
 DEADLINE: Final = 15.0
+ADMIN_KEY: Final = "integration-tests-admin-key"
 TOKEN_SECRET: Final = "integration-tests-token-secret-0123456789"
 API_KEY: Final = "integration-tests-api-key"
 
@@ -54,6 +55,7 @@ class Server:
             "server.host": "127.0.0.1",
             "server.drain_time": 2,
             "admin.port": 0,
+            "admin.key": ADMIN_KEY,
             "database.url": "none",
             "auth.token_keys": f"k1:{TOKEN_SECRET}",
             "auth.api_keys": API_KEY,
@@ -204,6 +206,14 @@ class Server:
             response = connection.getresponse()
             received = {name.lower(): value for name, value in response.getheaders()}
             return response.status, json.loads(response.read()), received
+
+    def admin(self, path: str, *, key: str | None = ADMIN_KEY) -> tuple[int, Any]:
+        """One question to the admin face: status and JSON."""
+        port = int(self.event("admin listening")["port"])
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)) as connection:
+            connection.request("GET", path, headers={} if key is None else {"Authorization": f"Bearer {key}"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
 
     def token(
         self, user_id: str, user_type: str = "user", *, room_id: str | None = None, expire_time: int = 3600

@@ -1,10 +1,12 @@
 """The command line: what it prints, where, and with which exit status."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -169,7 +171,7 @@ def test_config_shows_every_setting_its_place_and_no_secret(
     out = capsys.readouterr().out
     assert SECRET not in out
     lines = {line.split("=")[0].strip(): line for line in out.splitlines()}
-    assert len(lines) == 43
+    assert len(lines) == 45
     assert '["kol","user","guest"]' in lines["presence.user_types"]
     assert lines["presence.user_types"].endswith(f"# {file}")
     assert '["k1:***"]' in lines["auth.token_keys"]
@@ -209,11 +211,12 @@ sys.exit(cli.main(sys.argv[3:]))
 class Served:
     """A `serve` process and what it printed."""
 
-    def __init__(self, *argv: str, tour: str = "") -> None:
+    def __init__(self, *argv: str, tour: str = "", env: dict[str, str] | None = None) -> None:
         stub = str(ROOT / "tests/support/dying_worker.py")
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, stub, tour, "serve", *argv],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "FASTPRESENCE_ADMIN_PORT": "0", **(env or {})},
         )  # fmt: skip
         self.out = ""
         self._changed = threading.Condition()
@@ -269,13 +272,44 @@ def test_dev_prints_the_keys_it_made_and_commands_with_real_tokens(dev: Served) 
     assert "--online busy" in out
 
 
+def test_dev_makes_an_admin_key_and_prints_a_command_that_shows_a_timeline(dev: Served) -> None:
+    out = dev.until("Ctrl-C")
+    key = re.search(r"admin key +(\S{32})", out)
+    assert key
+    command = re.search(r"curl -s http://127\.0\.0\.1:(\d+)(/api/users/demo_host/timeline) -H '(.*)'", out)
+    assert command
+    assert command[3] == f"Authorization: Bearer {key[1]}"
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", int(command[1]), timeout=DEADLINE)) as connection:
+        connection.request("GET", command[2], headers={"Authorization": f"Bearer {key[1]}"})
+        assert json.loads(connection.getresponse().read()) == {"user_id": "demo_host", "timeline": []}
+
+
+def test_without_an_admin_face_dev_prints_no_command_for_it() -> None:
+    served = Served("--dev", "--port", "0", env={"FASTPRESENCE_ADMIN_ENABLED": "false"})
+    out = served.until("Ctrl-C")
+    assert "timeline" not in out
+    assert served.end()[0] == 0
+
+
+def test_a_taken_admin_port_that_somebody_chose_is_one_line_and_exit_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        served = Served("--dev", "--port", "0", "--admin-port", str(port))
+        assert served.process.wait(DEADLINE) == 1
+        status, err = served.end()
+    assert status == 1
+    assert err.count("\n") == 1
+    assert f"port {port} is taken" in err
+    assert "--admin-port" in err
+
+
 def test_what_dev_prints_never_reaches_the_log(dev: Served) -> None:
     out = dev.until("Ctrl-C")
     status, log = dev.end()
     assert status == 0
     events = [json.loads(line) for line in log.splitlines()]
-    assert [event["event"] for event in events] == ["listening", "stopping", "stopped"]
-    for secret in re.findall(r"(?:dev:|API key +|TOKEN=)(\S+)", out):
+    assert [event["event"] for event in events] == ["admin listening", "listening", "stopping", "stopped"]
+    for secret in re.findall(r"(?:dev:|API key +|admin key +|TOKEN=)(\S+)", out):
         assert secret not in log
 
 

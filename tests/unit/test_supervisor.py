@@ -19,8 +19,16 @@ import uvloop
 
 from fastpresence.errors import StartError
 from fastpresence.node import supervisor
-from fastpresence.node.supervisor import Backoff, Supervisor, module_argv, notify, open_listeners, raise_file_limit
-from fastpresence.settings import ServerSettings, Settings
+from fastpresence.node.supervisor import (
+    Backoff,
+    Supervisor,
+    module_argv,
+    notify,
+    open_admin,
+    open_listeners,
+    raise_file_limit,
+)
+from fastpresence.settings import AdminSettings, ServerSettings, Settings
 
 ROOT = Path(__file__).parents[2]
 STUB = [sys.executable, str(ROOT / "tests/support/dying_worker.py")]
@@ -33,13 +41,16 @@ from fastpresence.errors import StartError
 from fastpresence.logs import setup
 from fastpresence.node import supervisor
 from fastpresence.node.supervisor import Supervisor
-from fastpresence.settings import ServerSettings, Settings
+from fastpresence.settings import AdminSettings, ServerSettings, Settings
 argv, drain_time, is_dev, reads, workers = json.loads(sys.argv[1])
 stop = setup("debug", "json")
 supervisor.RELOAD_TIME = 0.5
 supervisor.UNREAD = 200_000
 def settings_of(**server):
-    return Settings(server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}))
+    return Settings(
+        server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}),
+        admin=AdminSettings(port=0, key="the-admin-key-of-the-tests"),
+    )
 settings = settings_of()
 def read_again():
     if not reads:
@@ -395,7 +406,9 @@ def test_without_a_service_manager_nothing_is_told(monkeypatch: pytest.MonkeyPat
 
 
 def failed(*mode: str, argv: list[str] | None = None, **server: Any) -> str:
-    settings = Settings(server=ServerSettings(**{"host": "127.0.0.1", "port": 0, **server}))
+    settings = Settings(
+        server=ServerSettings(**{"host": "127.0.0.1", "port": 0, **server}), admin=AdminSettings(port=0)
+    )
 
     async def main() -> int:
         return await Supervisor(settings, argv=[*STUB, *mode] if argv is None else argv).run()
@@ -440,6 +453,21 @@ def test_a_taken_port_fails_the_start_even_when_its_owner_would_share_it(is_shar
 def test_an_address_of_another_machine_or_of_none_fails_the_start() -> None:
     assert "no address of this machine" in failed("serve", host="192.0.2.1")
     assert "cannot be resolved" in failed("serve", host="no-such-host.invalid")
+
+
+def test_a_taken_admin_port_is_a_warning_unless_somebody_chose_it(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with caplog.at_level("WARNING", "fastpresence"):
+            assert open_admin("127.0.0.1", port, is_port_given=False) is None
+        assert [record.getMessage() for record in caplog.records] == ["no admin face"]
+        with pytest.raises(StartError, match=f"port {port} is taken.*--admin-port"):
+            open_admin("127.0.0.1", port, is_port_given=True)
+    for is_given in (False, True):
+        with pytest.raises(StartError, match=r"admin\.host 192\.0\.2\.1 is no address of this machine"):
+            open_admin("192.0.2.1", 0, is_port_given=is_given)
+        with pytest.raises(StartError, match=r"admin\.host .* cannot be resolved"):
+            open_admin("no-such-host.invalid", 0, is_port_given=is_given)
 
 
 def test_every_worker_gets_a_socket_of_its_own_on_one_port() -> None:
