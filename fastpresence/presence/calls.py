@@ -223,20 +223,22 @@ class Calls:
 
     # What happens to sessions and users.
 
-    def session_came(self, session: Session, older: Session | None, now: Now) -> None:
-        """A new session, in the place of an `older` one where there is one: its calls, what it missed, what rings."""
-        if older is not None:
-            for call in self._ends.pop(older, {}):
-                if call.caller is older:
-                    call.caller = session
-                elif call.taker is older:
-                    call.taker = session
-                else:
-                    del call.rung[older]
-                    call.rung[session] = None
-                self._take_part(session, call)
-            for frame in self.missed.pop(older, ()):
-                self._tell(session, frame)
+    def session_superseded(self, session: Session, older: Session, now: Now) -> None:
+        """`session` is in the place of `older`: it has its part in calls, and is told what that one missed."""
+        for call in self._ends.pop(older, {}):
+            if call.caller is older:
+                call.caller = session
+            elif call.taker is older:
+                call.taker = session
+            else:
+                del call.rung[older]
+                call.rung[session] = None
+            self._take_part(session, call)
+        for frame in self.missed.pop(older, ()):
+            self._tell(session, frame)
+
+    def session_came(self, session: Session, now: Now) -> None:
+        """What rings at the user rings here, too: also for one that superseded another, whose client may know of it."""
         for call in self._ringing_at.get(session.record, ()):
             self._ring_at(call, session, now)
 

@@ -137,8 +137,8 @@ class OnlineStatusService:
         if self._journal is not None:
             kind: Literal["online", "reconnect"] = "online" if older is None else "reconnect"
             self._note(session, kind, was, "user_online", now, attempt, older)
-        if self.calls.by_id or self.calls.missed:
-            self.calls.session_came(session, older, now)
+        if self.calls.by_id:
+            self.calls.session_came(session, now)
         return session
 
     def handle_poll(
@@ -188,9 +188,10 @@ class OnlineStatusService:
             session.device = device
             if older is not None:
                 self._supersede(older, session, now)
-                self.calls.session_came(session, older, now)
         self._say(session, status, now)
         self._settle(record, now)
+        if older is not None:
+            self.calls.session_came(session, now)
         if self._journal is not None:
             if older is not None:
                 self._note(session, "reconnect", was, "user_online", now, None, older)
@@ -285,7 +286,7 @@ class OnlineStatusService:
     ) -> RunningCall:
         """Rings at every session of the user that has a connection."""
         self._hear(session, now)
-        return self.calls.ring(session, call_id, self.roster.everyone.get(to_user_id), video, audio, now)
+        return self.calls.ring(session, call_id, self.roster.find(to_user_id), video, audio, now)
 
     def handle_call_accept(self, session: Session, call_id: str, *, now: Now) -> None:
         """Both users are busy from now on."""
@@ -436,6 +437,8 @@ class OnlineStatusService:
         self._deadlines.disarm(older)
         self._inherited.pop(older, None)
         older.take(Cue.SUPERSEDED)
+        if self.calls.by_id or self.calls.missed:
+            self.calls.session_superseded(session, older, now)
         names = (older.rooms or set()).difference(session.rooms or ())
         self.audience.inherit(session, older, now)
         if names and session.phase is ATTACHED:

@@ -425,3 +425,33 @@ def test_the_table_lists_every_phase_and_nothing_leads_out_of_over() -> None:
     assert set(NEXT) == set(CallPhase)
     assert NEXT[CallPhase.OVER] == {}
     assert {cue for cues in NEXT.values() for cue in cues} == set(CallCue)
+
+
+def test_one_who_comes_back_hidden_is_told_that_what_rang_is_over(stage: Stage) -> None:
+    """He was rung before his connection broke: his phone would ring on."""
+    caller, phone = stage.online("user"), stage.online("kol", "phone")
+    stage.call(caller, "kol")
+    stage.told()
+    stage.service.handle_connection_lost(phone, last_heard_ms=START.ms, now=START)
+    stage.online("kol", "phone", status="offline")
+    assert stage.told() == [("user None", "call_end kol>user offline"), ("kol phone", "call_end user>kol offline")]
+    assert stage.is_quiet()
+
+
+def test_one_who_takes_another_device_s_name_has_its_calls_and_rings_once(stage: Stage) -> None:
+    caller, phone, other = stage.online("user"), stage.online("kol", "phone"), stage.online("kol")
+    stage.call(caller, "kol")
+    stage.told()
+    stage.service.handle_update(other, status=None, device="phone", now=START)
+    assert stage.told() == [("kol None", "call user>kol")]
+    assert phone not in stage.service.calls._ends
+    stage.service.handle_call_accept(other, "c", now=START)
+    assert stage.told() == [("user None", "call_accept kol>user")]
+    stage.service.handle_user_offline(other, now=START)
+    assert stage.is_quiet()
+
+
+def test_who_hides_and_calls_himself_calls_himself(stage: Stage) -> None:
+    caller = stage.online("user", status="offline")
+    with pytest.raises(BadField):
+        stage.call(caller, "user")

@@ -5,11 +5,12 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fastpresence.presence.service
-from fastpresence.errors import NotOnline
+from fastpresence.errors import NotOnline, TooMany
 from fastpresence.messages import Status, StatusEntry
 from fastpresence.presence.roster import Record
 from fastpresence.presence.service import OnlineStatusService
@@ -628,3 +629,114 @@ def test_a_room_that_a_reconnected_client_asks_for_again_stays(service: OnlineSt
 
 def status_of_user(service: OnlineStatusService, user_id: str) -> Status:
     return service.get_user_status(user_id).status
+
+
+# Polls: a session without a connection.
+
+
+def poll(service: OnlineStatusService, now: Now, device: str | None = None, **asked: Any) -> Session:
+    return service.handle_poll("kol_1", "kol", device=device, now=now, **asked)
+
+
+def test_a_poll_makes_a_session_and_the_next_one_keeps_it(service: OnlineStatusService, clock: Clock) -> None:
+    first = poll(service, clock.now)
+    assert (first.phase, status_of(service)) == (Phase.DETACHED, "online")
+    for _ in range(3):
+        assert poll(service, clock.advance(HEARTBEAT_MS - 1_000)) is first
+        service.cleanup_expired_status(now=clock.now)
+    assert status_of(service) == "online"
+    service.cleanup_expired_status(now=clock.advance(HEARTBEAT_MS))
+    assert (first.phase, status_of(service)) == (Phase.GONE, "offline")
+    assert poll(service, clock.now) is not first
+
+
+def test_a_poll_takes_up_the_session_of_a_socket_that_broke_and_a_socket_that_of_the_polls(
+    service: OnlineStatusService, clock: Clock
+) -> None:
+    for device in (None, "phone"):
+        socket = online(service, clock.now, device, "busy")
+        service.handle_connection_lost(socket, last_heard_ms=clock.now.ms, now=clock.now)
+        version = service.version
+        assert poll(service, clock.advance(50_000), device) is socket
+        service.cleanup_expired_status(now=clock.advance(20_000))
+        back = online(service, clock.now, device, "busy")
+        assert (socket.phase, back.phase) == (Phase.GONE, Phase.ATTACHED)
+        assert service.version == version
+        service.handle_user_offline(back, now=clock.now)
+
+
+def test_a_late_poll_leaves_the_socket_s_session_alone_and_counts_as_its_sign_of_life(
+    service: OnlineStatusService, clock: Clock
+) -> None:
+    socket = online(service, clock.now)
+    assert poll(service, clock.advance(1_000)) is socket
+    assert socket.phase is Phase.ATTACHED
+    poll(service, clock.now, rooms=["r"])
+    poll(service, clock.now, rooms=[])
+    assert socket.rooms == {"r"}  # it leaves no room of an attached one
+    # The connection turns out to be dead: what polls is not.
+    service.handle_timeout(socket, last_heard_ms=clock.now.ms - 1_000, now=clock.advance(HEARTBEAT_MS - 1_000))
+    assert (socket.phase, status_of(service)) == (Phase.DETACHED, "online")
+    service.cleanup_expired_status(now=clock.advance(1_000))
+    assert status_of(service) == "offline"
+
+
+def test_a_poll_s_status_is_its_session_s_and_left_out_it_stays(service: OnlineStatusService, clock: Clock) -> None:
+    poll(service, clock.now, status="away")
+    assert status_of(service) == "away"
+    poll(service, clock.now)
+    assert status_of(service) == "away"
+    poll(service, clock.now, status="offline")
+    poll(service, clock.now)
+    assert status_of(service) == "offline"
+    poll(service, clock.now, "tablet")
+    assert status_of(service) == "offline"  # it is the user who hides
+    poll(service, clock.now, status="busy")
+    assert status_of(service) == "busy"
+
+
+def test_a_user_has_so_many_sessions_and_one_that_takes_another_s_place_is_none_more(clock: Clock) -> None:
+    service = OnlineStatusService(
+        epoch="e",
+        public_types={"kol"},
+        heartbeat_timeout_ms=HEARTBEAT_MS,
+        disconnect_grace_ms=None,
+        sessions_per_user=2,
+    )
+    phone, _ = online(service, clock.now, "phone"), online(service, clock.now, "tablet")
+    version = service.version
+    for device in (None, "desk"):
+        with pytest.raises(TooMany):
+            online(service, clock.now, device, "busy")
+        with pytest.raises(TooMany):
+            poll(service, clock.now, device, status="busy")
+    assert service.version == version
+    online(service, clock.now, "phone", "busy")
+    poll(service, clock.now, "tablet")
+    service.handle_user_offline(phone, now=clock.now)  # it was superseded
+    with pytest.raises(TooMany):
+        online(service, clock.now)
+    service.cleanup_expired_status(now=clock.advance(HEARTBEAT_MS))
+    assert service.handle_user_online("kol_2", "kol", connection=Socket(), now=clock.now)
+
+
+# A status that the application forces.
+
+
+def test_a_forced_status_is_every_session_s_until_it_says_its_own(service: OnlineStatusService, clock: Clock) -> None:
+    phone, tablet = online(service, clock.now, "phone"), online(service, clock.now, "tablet", "busy")
+    service.force_status("kol_1", "away", now=clock.now)
+    assert status_of(service) == "away"
+    service.handle_status_change(phone, "online", now=clock.now)
+    assert status_of(service) == "online"
+    service.handle_user_offline(phone, now=clock.now)
+    assert status_of(service) == "away"
+    service.force_status("kol_1", "offline", now=clock.now)
+    assert status_of(service) == "offline"
+    service.force_status("kol_1", "online", now=clock.now)
+    assert status_of(service) == "online"
+    service.handle_user_offline(tablet, now=clock.now)
+    with pytest.raises(NotOnline):
+        service.force_status("kol_1", "online", now=clock.now)
+    with pytest.raises(NotOnline):
+        service.force_status("nobody", "online", now=clock.now)

@@ -8,7 +8,17 @@ import pytest
 
 from fastpresence.messages import Status
 from fastpresence.presence.roster import Record
-from fastpresence.presence.sessions import NEXT, Cue, Deadlines, Now, Phase, Session, predecessor, strongest
+from fastpresence.presence.sessions import (
+    NEXT,
+    Cue,
+    Deadlines,
+    Now,
+    Phase,
+    Session,
+    predecessor,
+    present_session,
+    strongest,
+)
 
 TICK_MS = 250
 
@@ -89,6 +99,23 @@ def test_without_a_device_the_detached_session_heard_last_is_taken_over() -> Non
 def test_of_two_heard_at_the_same_moment_the_younger_is_taken_over() -> None:
     older, younger = session(1, attached=False), session(2, attached=False)
     assert predecessor([older, younger], None) is younger
+
+
+def test_a_poll_speaks_with_its_device_s_session_attached_or_not_and_with_no_other() -> None:
+    phone, tablet = session(1, device="phone"), session(2, device="tablet", attached=False)
+    assert present_session([phone, tablet], "phone") is phone
+    assert present_session([phone, tablet], "tablet") is tablet
+    assert present_session([phone, tablet, session(3)], "desk") is None
+    assert present_session([], "phone") is None
+
+
+def test_a_poll_without_a_device_speaks_with_a_detached_session_before_an_attached_one() -> None:
+    attached, detached = session(1, heard_ms=99), session(2, attached=False, heard_ms=1)
+    late = session(3, heard_ms=100)
+    assert present_session([attached, detached, late], None) is detached
+    assert present_session([attached, late], None) is late
+    assert present_session([late, attached], None) is late
+    assert present_session([session(4, device="phone")], None) is None
 
 
 def test_a_past_moment_has_the_wall_time_it_had_and_a_future_one_is_now() -> None:
