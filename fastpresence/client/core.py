@@ -640,7 +640,9 @@ class ClientCore:
     def _stop_seeing(self, request: Unsubscribe, now_ms: float) -> int:
         if self.polling:
             self._see_no_more(request)
-            self.copy.cursor = None  # who was seen no more may be a public user, and polls do not say so
+            # Who is seen no more may be a public user, which polls do not say, or wanted again before the next one.
+            self.copy.cursor = None
+            self._poller.forget_cursors()
         # The copy goes on seeing them until a socket's answer: frames about them may be under way.
         try:
             return self._request(request, now_ms)

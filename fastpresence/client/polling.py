@@ -92,6 +92,7 @@ class Poller:
         self._narrow = False  # what was asked for is not allowed: the public users alone
         self._told_status: Status | None = None
         self._cursors: dict[Part, str] = {}
+        self._outdated = False  # what the round under way was asked with is not what is wanted to be known now
         self._parts: list[Part] = []  # of the round that are not answered yet
         self._pages: list[StatusEntry] = []  # of the first of them
         self._page_cursor: str | None = None
@@ -125,8 +126,9 @@ class Poller:
         self._void()
 
     def forget_cursors(self) -> None:
-        """The next round is to tell everything."""
+        """The next round is to tell everything: something of what the cursors stand for is not held any more."""
         self._cursors.clear()
+        self._outdated = bool(self._parts)
 
     def soon(self, now_ms: float) -> None:
         """Poll at once, or as soon as the server allows it: there is something to tell."""
@@ -138,7 +140,7 @@ class Poller:
     def ask(self, rooms: Iterable[str], watched: Iterable[str], status: Status | None) -> PollRequest:
         """The poll that is due."""
         if not self._parts:
-            self._soon = False
+            self._soon = self._outdated = False
             self._parts = [Part((), (), True)] if self._narrow else _split(rooms, watched)
             self._cursors = {part: self._cursors[part] for part in self._parts if part in self._cursors}
         part = self._parts[0]
@@ -169,7 +171,8 @@ class Poller:
             self.due_ms = now_ms
             return None
         part = self._parts.pop(0)
-        self._cursors[part] = answer.cursor
+        if not self._outdated:
+            self._cursors[part] = answer.cursor
         told = Told(part, self._pages, self._full, answer.cursor, last=not self._parts)
         self._next_part()
         if self._parts or self._soon:

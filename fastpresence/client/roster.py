@@ -256,14 +256,15 @@ class RosterCopy:
         user_id = entry.user_id
         held = self.entries.get(user_id)
         rooms = [room for room, members in self.rooms.items() if user_id in members]
-        known = rooms or user_id in self._polled
+        known = user_id in self._polled
         self._polled.discard(user_id)
-        changes = [self._leave(room, self.rooms[room], entry) for room in rooms]
-        if changes or not known:
-            return changes
-        shown = structs.replace(entry, left=False)
+        if rooms:
+            return [self._leave(room, self.rooms[room], entry) for room in rooms]
+        if self._seen(user_id):  # for a reason that the poll did not know of yet
+            change = self._put(entry)
+            return [] if change is None else [change]
         self._drop_unseen(user_id)
-        return [Change(user_id, shown, held, left=True)]
+        return [Change(user_id, structs.replace(entry, left=False), held, left=True)] if known else []
 
     def _keep_cursor(self, frame: UserOnlineStatus, scope: _Scope) -> None:
         """A cursor belongs to a scope and does not say to which: the frame's entries do.

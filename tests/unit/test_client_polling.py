@@ -350,6 +350,22 @@ def test_who_is_watched_no_more_is_not_asked_for() -> None:
     assert len(of(rig.poll(answer(entry("kol_1"), full=True)), Answered)) == 3
 
 
+@pytest.mark.parametrize("under_way", [True, False])
+def test_who_is_watched_again_after_a_while_is_told_anew(under_way: bool) -> None:
+    rig = polling()
+    rig.core.watch(["user_2"], rig.now_ms)
+    rig.tick()
+    rig.poll(answer(entry("kol_1"), entry("user_2"), full=True))
+    if under_way:
+        assert of(rig.wait(5_000), Poll)
+    rig.core.unwatch(["user_2"], rig.now_ms)
+    rig.core.watch(["user_2"], rig.now_ms)
+    if under_way:
+        rig.poll(answer(cursor="p2"))
+    (poll,) = of(rig.tick(), Poll)
+    assert (poll.request.user_ids, poll.request.cursor) == (["user_2"], None)
+
+
 def test_messages_and_calls_need_a_socket() -> None:
     rig = polling()
     with pytest.raises(ConnectionFailed):
