@@ -1,7 +1,8 @@
 """`python -m fastpresence.client URL`: show live changes, one line each, until Ctrl-C.
 
 The token comes from the environment variable FASTPRESENCE_TOKEN, never from the command line. With `--online` the
-user of the token comes online; without it, it is an observer that nobody sees.
+user of the token comes online, and polls where no WebSocket can be had; without it, it is an observer that nobody sees.
+What is printed last on stderr says whether the view is live, polled or stale.
 """
 
 import argparse
@@ -11,16 +12,24 @@ import binascii
 import os
 import sys
 import time
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
 from fastpresence.client.connection import PresenceClient
+from fastpresence.client.machine import Freshness
 from fastpresence.client.roster import Change
+from fastpresence.client.schedule import Timing
 from fastpresence.errors import FastPresenceError
 from fastpresence.messages import Status, StatusEntry
 
-__all__ = ["main"]
+__all__ = ["main", "show"]
+
+FRESHNESS: Final[dict[Freshness, str]] = {
+    "live": "live: every change as it happens",
+    "polled": "polled: no WebSocket, changes come some seconds late",
+    "stale": "stale: changes may be missing",
+}
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -57,11 +66,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--user-type", metavar="TYPE", help="of which type (default: as the token says)")
     parser.add_argument("--online", metavar="STATUS", choices=get_args(Status), help="come online, showing STATUS")
     parser.add_argument("--watch", metavar="ID", action="append", default=[], help="see this user too; repeatable")
+    parser.add_argument("--room", metavar="ROOM", action="append", default=[], help="join this room; repeatable")
+    parser.add_argument("--poll-url", metavar="URL", help="where to poll (default: derived from the WebSocket's URL)")
     parser.add_argument("--codec", choices=["json", "msgpack"], default="json")
     return parser.parse_args(arguments)
 
 
-async def show(options: argparse.Namespace, token: str) -> None:
+def note(text: str) -> None:
+    print(f"-- {text}", file=sys.stderr, flush=True)
+
+
+async def show(options: argparse.Namespace, token: str, timing: Timing | None = None) -> None:
+    """Print until the client ends. Raises what PresenceClient does."""
     claims = claims_of(token)
     client = PresenceClient(
         options.url,
@@ -71,13 +87,19 @@ async def show(options: argparse.Namespace, token: str) -> None:
         codec=options.codec,
         online=options.online is not None,
         status=options.online,
+        poll_url=options.poll_url,
+        timing=timing,
     )
-    client.on_state(lambda state: print(f"-- {state}{f': {client.reason}' if client.reason else ''}", file=sys.stderr))
+    client.on_state(lambda state: note(f"{state}{f': {client.reason}' if client.reason else ''}"))
+    client.on_freshness(lambda freshness: note(FRESHNESS[freshness]))
+    client.on_occupancy(lambda room, count: note(f"{room}: {count} members, too many for a roster"))
     async with client:
         changes = client.changes()
         for entry in sorted(client.statuses().values(), key=lambda entry: entry.user_id):
             print(line(entry, "-"), flush=True)
         await client.watch(*options.watch)
+        for room in options.room:
+            await client.join(room)
         async for change in changes:
             print(line_of(change), flush=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fastpresence.client import ConnectionFailed, PresenceClient, RequestRefused, Timing
+from fastpresence.client import __main__ as live_view
 from tests.support.clients import Client, Clients, until
 from tests.support.proxy import Proxy
 from tests.support.scene import fresh
@@ -314,5 +315,40 @@ def test_what_a_token_does_not_allow_is_refused_and_not_asked_for_again_and_agai
             # And the same way for a poll.
             rights.update(watch=[], rooms=[])
             await without_sockets(proxy, client)
+
+    run(story)
+
+
+def test_the_live_view_says_when_it_is_polled_stale_and_live_again(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        host_id, name, room = fresh("kol"), fresh("user"), fresh("room")
+        out, err = "", ""
+
+        def printed(text: str) -> bool:
+            nonlocal out, err
+            more = capfd.readouterr()
+            out, err = out + more.out, err + more.err
+            return text in out or text in err
+
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            host = await others.online(host_id, "kol")
+            host.keep_beating(0.4)
+            options = live_view.parse([proxy.url, "--online", "online", "--room", room])
+            viewing = asyncio.create_task(live_view.show(options, server.token(name), FAST))
+            await until(lambda: printed("live: "), "the live view")
+            assert printed(host_id)
+            proxy.block()
+            proxy.cut()
+            await until(lambda: printed("stale: "), "it lost its socket")
+            await until(lambda: printed("polled: "), "it polls")
+            await host.do("status_change", status="busy")
+            await until(lambda: printed("-> busy"), "a change, polled")
+            err = ""
+            proxy.block(False)
+            await until(lambda: printed("live: "), "it has a socket again")
+            viewing.cancel()
+            await asyncio.gather(viewing, return_exceptions=True)
 
     run(story)
