@@ -129,7 +129,8 @@ static void thaw_some(uint64_t now)
     thaw_ns = now + NS_MS;
     for (uint32_t i = 0; i < THAWS && next_thaw < link_count; i++, next_thaw++) {
         if (links[next_thaw].phase != READY)
-            die("a reader that was to freeze did not come up");
+            die("reader %u was to freeze and is %s", next_thaw,
+                links[next_thaw].phase == CLOSED ? "closed" : "not up yet");
         link_freeze(&links[next_thaw], false);
     }
 }

@@ -40,8 +40,15 @@ static void watch(fp_engine *engine, fp_conn *conn, int operation, uint32_t even
 {
     if (conn->carried)
         return; /* its holder knows */
-    struct epoll_event event = {.events = events | EPOLLRDHUP, .data.u64 = fp_engine_handle(engine, conn)};
+    struct epoll_event event = {.events = events ? events | EPOLLRDHUP : 0, .data.u64 = fp_engine_handle(engine, conn)};
     epoll_ctl(engine->epoll_fd, operation, conn->fd, &event);
+}
+
+/* What is to be heard of a connection that nothing waits for: of a held one nothing at all, since a crowd of those that
+ * are ready and not taken would keep the others from being seen. */
+static uint32_t interest(const fp_conn *conn)
+{
+    return conn->held ? 0 : conn->kept ? EPOLLOUT : EPOLLIN;
 }
 
 static void arm(fp_engine *engine, fp_conn *conn, uint64_t deadline_ms)
@@ -58,10 +65,23 @@ static void drop_stream(fp_conn *conn)
     }
 }
 
-static void drop_kept(fp_conn *conn)
+static void hold(fp_engine *engine, fp_conn *conn, bool held)
 {
+    if (conn->held == held)
+        return;
+    conn->held = held;
+    if (!conn->rest)
+        watch(engine, conn, EPOLL_CTL_MOD, interest(conn));
+}
+
+static void drop_kept(fp_engine *engine, fp_conn *conn)
+{
+    if (!conn->kept)
+        return;
     free(conn->kept);
     conn->kept = NULL;
+    if (!conn->rest)
+        watch(engine, conn, EPOLL_CTL_MOD, interest(conn));
 }
 
 static void watch_listener(fp_engine *engine, bool on)
@@ -89,7 +109,8 @@ static void release(fp_engine *engine, fp_conn *conn)
     fp_audience_leave_all(engine, conn);
     fp_wheel_cancel(&engine->wheel, slot);
     drop_stream(conn);
-    drop_kept(conn);
+    free(conn->kept);
+    conn->kept = NULL;
     if (conn->address != FP_NO_PLACE) {
         fp_addresses_leave(&engine->addresses, conn->address);
         conn->address = FP_NO_PLACE;
@@ -339,7 +360,8 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
     size_t used = 0;
     if (conn->leaving)
         state = FP_LINGER; /* the peer's half is done: nobody's answer is waited for */
-    conn->leaving = conn->held = 0;
+    conn->leaving = 0;
+    hold(engine, conn, false);
     if (code != 1005) {
         payload[0] = (uint8_t)(code >> 8);
         payload[1] = (uint8_t)code;
@@ -357,7 +379,7 @@ static void put_close(fp_engine *engine, fp_conn *conn, uint16_t code, const voi
     if (state == FP_LINGER) {
         conn->ending = 1;
         drop_stream(conn);
-        drop_kept(conn);
+        drop_kept(engine, conn);
     }
     arm(engine, conn, engine->now_ms + (state == FP_LINGER && !conn->rest ? FP_LINGER_MS : FP_CLOSE_MS));
 }
@@ -367,9 +389,9 @@ static void linger(fp_engine *engine, fp_conn *conn)
 {
     conn->state = FP_LINGER;
     conn->ending = 1;
-    conn->held = 0;
+    hold(engine, conn, false);
     drop_stream(conn);
-    drop_kept(conn);
+    drop_kept(engine, conn);
     if (!conn->rest && conn->pending == FP_NONE)
         shut(engine, conn);
     arm(engine, conn, engine->now_ms + (conn->rest ? FP_CLOSE_MS : FP_LINGER_MS));
@@ -590,7 +612,7 @@ static void go_on(fp_engine *engine, fp_conn *conn)
     }
     free(kept);
     if (!conn->rest)
-        watch(engine, conn, EPOLL_CTL_MOD, EPOLLIN);
+        watch(engine, conn, EPOLL_CTL_MOD, interest(conn));
 }
 
 /* `size` bytes came into the read buffer. */
@@ -631,7 +653,7 @@ static void drained(fp_engine *engine, fp_conn *conn)
     conn->rest = NULL;
     conn->writing = 0;
     engine->stats.lagging--;
-    watch(engine, conn, EPOLL_CTL_MOD, conn->kept ? EPOLLOUT : EPOLLIN);
+    watch(engine, conn, EPOLL_CTL_MOD, interest(conn));
     if (conn->ending) {
         shut(engine, conn);
         arm(engine, conn, engine->now_ms + FP_LINGER_MS);
@@ -981,7 +1003,7 @@ void fp_engine_hold(fp_engine *engine, fp_handle handle, bool held)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
     if (conn)
-        conn->held = held;
+        hold(engine, conn, held);
 }
 
 size_t fp_engine_waiting(fp_engine *engine, fp_handle handle)

@@ -10,7 +10,7 @@ import pytest
 
 from fastpresence._native import engine as native
 from fastpresence._native.engine import ENDED, Engine
-from fastpresence._native.framing import BINARY, CLOSE, TEXT, build_masked
+from fastpresence._native.framing import BINARY, CLOSE, TEXT, build, build_masked
 from tests.support.engine import KEY, Client, Rig
 
 MakeRig = Callable[..., Rig]
@@ -183,6 +183,56 @@ def test_however_many_addresses_come_and_go_each_has_its_limit_and_no_less(seed:
     assert stats["crowded"] == refused > 100
     assert stats["connections"] == sum(map(len, there.values()))
     engine.close_all()
+
+
+# Held connections.
+
+
+def test_a_crowd_that_is_held_keeps_nobody_else_from_being_seen(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    crowd = [rig.open() for _ in range(200)]  # more than three times what one turn looks at
+    other = rig.open()
+    for client in crowd:
+        rig.engine.hold(client.handle, True)
+        client.send_frame(TEXT, b"me, too")
+    other.send_frame(TEXT, b"me")
+    rig.until(lambda: messages(rig))
+    assert messages(rig) == [b"me"]
+    assert rig.engine.run() == 0  # nor is the loop kept busy
+    for client in crowd:
+        rig.engine.hold(client.handle, False)
+    rig.until(lambda: len(messages(rig)) == 201)
+
+
+def test_one_that_is_held_and_then_closed_says_goodbye_as_everybody_does(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    client = rig.open()
+    rig.engine.hold(client.handle, True)
+    client.send_frame(TEXT, b"unheard")
+    rig.turn()
+    rig.engine.close(client.handle, 4000)
+    rig.engine.send()
+    rig.until(lambda: client.codes == [4000])
+    client.send_frame(CLOSE, b"\x0f\xa0")
+    rig.until(lambda: client.ended)
+    assert messages(rig) == []
+
+
+def test_one_that_is_held_while_its_socket_is_full_goes_on_only_when_both_are_over(make_rig: MakeRig) -> None:
+    rig = make_rig(send_buffer=4096)
+    client = rig.open(receive_buffer=4096)
+    client.reading = False
+    rig.engine.write(client.handle, build(TEXT, b"x" * 1_000_000), 1 << 22)
+    rig.engine.send()
+    assert rig.engine.lagging(client.handle)
+    rig.engine.hold(client.handle, True)
+    client.send_frame(TEXT, b"later")
+    client.reading = True
+    rig.until(lambda: not rig.engine.lagging(client.handle))
+    rig.turn()
+    assert messages(rig) == []
+    rig.engine.hold(client.handle, False)
+    rig.until(lambda: messages(rig) == [b"later"])
 
 
 # What one connection may say in one turn.
