@@ -16,13 +16,10 @@ has a number, a socket and a link of its own.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -31,11 +28,8 @@ import uvloop
 
 from fastpresence.errors import PeerError, SettingsError, StartError
 from fastpresence.link import (
-    Boot,
-    FrameReader,
     Journal,
     JournalLine,
-    LinkFrame,
     Present,
     Ready,
     Reload,
@@ -44,42 +38,27 @@ from fastpresence.link import (
     Revoked,
     Stats,
     Stop,
-    encode,
 )
 from fastpresence.logs import Repeats, event, set_level
 from fastpresence.node.admin import AdminFace
-from fastpresence.node.timeline import Chronicle, Roll
+from fastpresence.node.listeners import open_admin, open_listeners, raise_file_limit
+from fastpresence.node.process import Worker, module_argv
+from fastpresence.node.timeline import Chronicle
 from fastpresence.settings import Settings, changed, replaceable
 from fastpresence.tokens import Revocations
 
-__all__ = [
-    "Backoff",
-    "Read",
-    "Supervisor",
-    "module_argv",
-    "notify",
-    "open_admin",
-    "open_listeners",
-    "raise_file_limit",
-    "run",
-]
+__all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "run"]
 
 LOG: Final = logging.getLogger("fastpresence.node")
 
 #: What a worker runs; called with `--link-fd N`.
 WORKER: Final = "fastpresence.worker"
-#: Connections that may wait in one worker's queue; the kernel cuts it to net.core.somaxconn.
-BACKLOG: Final = 4096
 #: Seconds from a worker's start to its Ready.
 READY_TIME: Final = 30.0
-#: Seconds a worker may live on after it closed its link.
-LINGER_TIME: Final = 5.0
 #: Seconds that even a drain_time of 0 leaves for closing every connection.
 LAST_WORDS: Final = 1.0
 #: Seconds in which every worker answers a Reload.
 RELOAD_TIME: Final = 10.0
-#: Bytes that wait for a worker that does not read its link before it is replaced; its successor is told everything.
-UNREAD: Final = 8 * 1024 * 1024
 #: Revocations in one frame: about two milliseconds, and 300 KB.
 REVOKED_PAGE: Final = 5_000
 #: Users whose crash is written in one turn, and seconds between two turns: as fast as the log can follow.
@@ -112,98 +91,6 @@ class Backoff:
         return delay
 
 
-def module_argv(module: str) -> list[str]:
-    """The command that runs a module of ours. It looks for modules where this process does, and nowhere else."""
-    # `-m` would put the working directory in front of everything, where anybody's logging.py may lie (-P: it does not).
-    is_from_here = "" in sys.path or os.getcwd() in sys.path
-    return [sys.executable, *([] if is_from_here else ["-P"]), "-m", module]
-
-
-def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """`count` listening sockets on one address, which the kernel spreads connections over. Raises StartError."""
-    family, address = _resolved("server", host, port)
-    listeners: list[socket.socket] = []
-    try:
-        # With SO_REUSEPORT a second server of the same user would share the port unseen: ask first without it.
-        _bound(family, address, shared=False).close()
-        for _ in range(count):
-            listener = _bound(family, address, shared=True)
-            listeners.append(listener)
-            listener.listen(BACKLOG)
-            address = (address[0], listener.getsockname()[1], *address[2:])  # port 0: the first one's, for all
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        raise StartError(_why_not(error, "server", host, port)) from None
-    return listeners
-
-
-def open_admin(host: str, port: int, *, is_port_given: bool) -> socket.socket | None:
-    """The admin face's listening socket; None, with a line in the log, when the port that nobody chose is taken.
-
-    Raises StartError.
-    """
-    family, address = _resolved("admin", host, port)
-    try:
-        listener = _bound(family, address, shared=False)
-    except OSError as error:
-        reason = _why_not(error, "admin", host, port)
-        if error.errno != errno.EADDRINUSE or is_port_given:
-            raise StartError(reason) from None
-        event(LOG, logging.WARNING, "no admin face", reason=reason)
-        return None
-    return listener
-
-
-def _resolved(section: str, host: str, port: int) -> tuple[int, tuple[Any, ...]]:
-    """The address family and the first address of `host`. Raises StartError."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )[0]
-    except socket.gaierror as error:
-        reason = f"{section}.host {host!r} cannot be resolved ({error.strerror}): set it to an address"
-        raise StartError(reason) from None
-    return family, address
-
-
-def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")  # "::" is both families
-        sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _why_not(error: OSError, section: str, host: str, port: int) -> str:
-    """Why nothing can listen there, and what to do; `section` of the settings."""
-    flag = "--port" if section == "server" else f"--{section}-port"
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken: stop what listens there (ss -ltnp 'sport = {port}'), or choose another {flag}"
-    if error.errno == errno.EACCES:
-        return f"port {port} is not allowed to this user: choose one above 1023, or grant CAP_NET_BIND_SERVICE"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{section}.host {host} is no address of this machine: set it to one that is, or to 0.0.0.0 for all"
-    return f"cannot listen on {host} port {port}: {error.strerror}"
-
-
-def raise_file_limit() -> int:
-    """Take as many descriptors as the hard limit gives; workers inherit it. Each connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 1_048_576 if hard == resource.RLIM_INFINITY else min(hard, 1_048_576)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then it stays as it is
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 def notify(state: str) -> None:
     """Tell systemd, when it asked to be told (sd_notify(3)): one datagram to $NOTIFY_SOCKET."""
     path = os.environ.get("NOTIFY_SOCKET")
@@ -214,94 +101,6 @@ def notify(state: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.connect(path)
         sock.send(state.encode())
-
-
-class Worker:
-    """One worker process and its link: born by `start`, gone when `gone` returns."""
-
-    def __init__(
-        self,
-        number: int,
-        settings: Settings,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.number = number
-        self.pid = process.pid
-        self.started_s = time.monotonic()
-        self.stats = Stats(connections=0, users=0)
-        self.is_ready = False  #: it listens
-        self.roll = Roll(number)
-        self.settings = settings  #: that it was born with
-        self.generation = 0  #: of the last Reload that it answered
-        self._process, self._reader, self._writer = process, reader, writer
-        self._frames = FrameReader()
-
-    @classmethod
-    async def start(
-        cls, number: int, listener: socket.socket, settings: Settings, login_jwks: str | None, argv: Sequence[str]
-    ) -> "Worker":
-        """A new process with its end of the link and its listener; Boot is on its way."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Secrets reach the worker in Boot; its environment need not hold them, nor systemd's socket.
-        env = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET" and not k.startswith("FASTPRESENCE_")}
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                "--link-fd",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno()),
-                start_new_session=True,
-                env=env,
-            )
-        except OSError as error:
-            ours.close()
-            raise StartError(f"a worker cannot be started ({argv[0]}: {error.strerror})") from None
-        finally:
-            theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        worker = cls(number, settings, process, reader, writer)
-        worker.send(Boot(settings, number, listener.fileno(), login_jwks))
-        return worker
-
-    def send(self, frame: LinkFrame) -> None:
-        if self._writer.is_closing():
-            return
-        if self._writer.transport.get_write_buffer_size() > UNREAD:
-            event(LOG, logging.ERROR, "worker does not read", worker=self.number, pid=self.pid)
-            self.kill()
-            self._writer.transport.abort()
-            return
-        self._writer.write(encode(frame))
-
-    async def drained(self) -> None:
-        """Wait until it has read most of what it was sent; or has ended."""
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
-
-    async def receive(self) -> list[LinkFrame] | None:
-        """The next frames; None at the end of the link."""
-        try:
-            data = await self._reader.read(65_536)
-        except ConnectionError:
-            return None
-        return self._frames.feed(data) if data else None
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-
-    async def gone(self) -> int:
-        """Its exit status (negative: the signal), once it is reaped; what outlives its link is killed."""
-        self._writer.close()
-        try:
-            async with asyncio.timeout(LINGER_TIME):
-                return await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            return await self._process.wait()
 
 
 class Supervisor:

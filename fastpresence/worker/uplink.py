@@ -1,9 +1,11 @@
 """What this worker tells its node: one queue, bounded in bytes, and one task that writes it to the link.
 
-    tell, offer --> encoded at once, queued --> run(): joined, sent
+    tell, offer --> encoded, sent at once while nothing waits --> the node
+                       `--> else queued --> run(): joined, sent --^
 
-Two bounds, since a node that is busy, or stopped, must cost a worker neither memory nor its life: what may be left out
-is refused at the lower one (`offer`), what must arrive at the higher one only (`tell`), with a line in the log.
+So what was told before an answer went out is not lost with the worker, unless the node had stopped reading. Two
+bounds, since a node that is busy, or stopped, must cost a worker neither memory nor its life: what may be left out is
+refused at the lower one (`offer`), what must arrive at the higher one only (`tell`), with a line in the log.
 """
 
 import asyncio
@@ -30,7 +32,7 @@ LAST_WORDS_S: Final = 0.5
 
 
 class Uplink:
-    """The worker's end of the link, outgoing. `run` is its one writer."""
+    """The worker's end of the link, outgoing: a non-blocking socket. While something waits, `run` alone writes."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, link: socket.socket, enough: int = ENOUGH, too_much: int = TOO_MUCH
@@ -65,6 +67,15 @@ class Uplink:
         self._put(data)
 
     def _put(self, data: bytes) -> None:
+        if self._idle.is_set():
+            try:
+                data = data[self._link.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # the link ended: whoever reads it will say so
+            if not data:
+                return
         self._queue.append(data)
         self.queued_bytes += len(data)
         self._news.set()
@@ -82,7 +93,7 @@ class Uplink:
             try:
                 await self._loop.sock_sendall(self._link, b"".join(parts))
             except OSError:
-                return  # the link ended: whoever reads it will say so
+                return
             self.queued_bytes -= size
             if self.queued_bytes <= self._enough // 2:
                 self._room.set()

@@ -19,15 +19,8 @@ import uvloop
 
 from fastpresence.errors import StartError
 from fastpresence.node import supervisor
-from fastpresence.node.supervisor import (
-    Backoff,
-    Supervisor,
-    module_argv,
-    notify,
-    open_admin,
-    open_listeners,
-    raise_file_limit,
-)
+from fastpresence.node.listeners import open_admin, open_listeners, raise_file_limit
+from fastpresence.node.supervisor import Backoff, Supervisor, module_argv, notify
 from fastpresence.settings import AdminSettings, ServerSettings, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -39,13 +32,13 @@ NODE = """
 import json, sys, uvloop
 from fastpresence.errors import StartError
 from fastpresence.logs import setup
-from fastpresence.node import supervisor
+from fastpresence.node import process, supervisor
 from fastpresence.node.supervisor import Supervisor
 from fastpresence.settings import AdminSettings, ServerSettings, Settings
 argv, drain_time, is_dev, reads, workers = json.loads(sys.argv[1])
 stop = setup("debug", "json")
 supervisor.RELOAD_TIME = 0.5
-supervisor.UNREAD = 200_000
+process.UNREAD = 200_000
 def settings_of(**server):
     return Settings(
         server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}),

@@ -66,6 +66,14 @@ def test_what_many_tell_at_once_arrives_whole_and_in_order() -> None:
     run(story)
 
 
+def test_what_is_told_while_nothing_waits_is_out_of_this_process_at_once() -> None:
+    async def story(uplink: Uplink, node: socket.socket) -> None:
+        uplink.tell(STATS)  # no turn of the loop between this and the node's reading
+        assert FrameReader().feed(node.recv(1000)) == [STATS]
+
+    run(story)
+
+
 def test_behind_a_node_that_does_not_read_what_may_be_left_out_is_and_what_must_arrive_arrives() -> None:
     async def story(uplink: Uplink, node: socket.socket) -> None:
         must: list[LinkFrame] = []
