@@ -279,6 +279,7 @@ class Peer:
             self._forget_wanted()
         if session is not None and session.phase is not Phase.GONE:
             service.handle_update(session, status=frame.status, device=frame.device, now=now)
+            self._narrow(now)
             self.ack(frame)
             return
         rooms = list(self.rooms or ())
@@ -294,6 +295,7 @@ class Peer:
             now=now,
             attempt=frame.attempt,
         )
+        self._narrow(now)
         self.ack(frame)
         if self.room is not None and (self.rooms is None or self.room not in self.rooms):
             self._enter(self.room, None, now)
@@ -427,7 +429,7 @@ class Peer:
             self.worker.free_audience(room)
 
     def _narrow(self, now: Now) -> None:
-        """What a new token does not allow any more ends."""
+        """What the token does not allow ends: of an earlier one's, or of a session's that this one superseded."""
         rights = self.rights
         if rights is None:
             return
@@ -435,7 +437,10 @@ class Peer:
         if rights.watch is not None and not rights.watch.issuperset(watched):
             self._unwatch(list(set(watched).difference(rights.watch)))
         if rights.rooms is not None:
-            for room in set(self.rooms or ()).difference(rights.rooms):
+            rooms = set(self.rooms or ())
+            if self.session is not None:
+                rooms.update(self.session.rooms or ())
+            for room in rooms.difference(rights.rooms):
                 self._leave(room, now)
 
     # Calls.

@@ -311,6 +311,9 @@ class Routes:
         )
         for room in own:
             service.join_room(session, None, room, now=now)
+        if rights is not None and rights.rooms is not None and session.connection is None:
+            for room in set(session.rooms or ()).difference(rights.rooms):  # which it had by another token
+                service.leave_room(session, None, room, now=now)
         return changes(service, asked.cursor, rooms, asked.user_ids)
 
     # What only the application's server may do.

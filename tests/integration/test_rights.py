@@ -264,6 +264,34 @@ def test_a_narrower_token_ends_the_watches_and_rooms_that_it_does_not_allow(serv
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("how", ["reconnects", "takes its device's name", "polls"])
+def test_a_session_that_supersedes_is_in_no_room_that_its_own_token_does_not_allow(server: Server, how: str) -> None:
+    async def story() -> None:
+        async with Clients(server) as clients:
+            room, other_room = fresh("room"), fresh("room")
+            observer = await clients.connect(fresh("user"), public=False)
+            await observer.do("subscribe", rooms=[room, other_room])
+            user_id = fresh("user")
+            old = await clients.online(user_id, device="phone", public=False)
+            await old.do("subscribe", rooms=[room, other_room])
+            both = [room, other_room]
+            await observer.until(lambda: all(user_id in observer.view.rooms[name] for name in both), "in both")
+            narrow = signed(user_id, rooms=[room])
+            if how == "polls":
+                await old.cut()
+                assert server.http("POST", f"{BASE}/poll", {"device": "phone"}, key=narrow)[0] == 200
+            elif how == "reconnects":
+                await clients.online(user_id, device="phone", token=narrow, public=False)
+            else:
+                new = await clients.online(user_id, token=narrow, public=False)
+                await new.do("user_online", device="phone")
+            await observer.until(lambda: user_id not in observer.view.rooms[other_room], "out of the other room")
+            await observer.beat()
+            assert observer.view.rooms[room] == {user_id}
+
+    asyncio.run(story())
+
+
 def test_a_token_that_is_refused_leaves_the_old_one_and_its_rights(server: Server) -> None:
     async def story() -> None:
         async with Clients(server) as clients:
