@@ -323,7 +323,7 @@ def make_cursor(epoch: str, scope: str, version: int) -> str:
 
 
 def read_cursor(text: str, epoch: str, scope: str) -> int | None:
-    """The version in a cursor of this epoch and of this scope, or one that has all of it; None for any other text."""
+    """The version in a cursor of this epoch and scope, or of a poll that had all of it; None for any other text."""
     if scope == PUBLIC_SCOPE:
         text = _UNION.sub(rf"\1{PUBLIC_SCOPE}~", text, count=1)
     prefix = f"{epoch}~{scope}~"
@@ -337,17 +337,17 @@ def room_scope(name: str) -> str:
     return "r" + blake2b(name.encode(), digest_size=8).hexdigest()
 
 
-def union_scope(rooms: Iterable[str], user_ids: Iterable[str], crowded: Iterable[str] = ()) -> str:
+def union_scope(rooms: Iterable[str], user_ids: Iterable[str], untold: Iterable[str] = ()) -> str:
     """The public users together with these rooms and watched users, as polls see them.
 
-    Which of the rooms are `crowded` is part of it: of those a cursor stands for no roster.
+    Which of the rooms are `untold` (crowded, or empty) is part of it: of those a cursor stands for no roster.
     """
     if not rooms and not user_ids:
         return PUBLIC_SCOPE
     total = 0
     names = {f"r{room}" for room in rooms}
     names.update(f"u{user_id}" for user_id in user_ids)
-    names.update(f"c{room}" for room in crowded)
+    names.update(f"-{room}" for room in untold)
     for name in names:
         total ^= int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
     return f"{PUBLIC_SCOPE}.{total:016x}"

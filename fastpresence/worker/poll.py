@@ -37,12 +37,12 @@ class _Answer:
     def __init__(self, service: OnlineStatusService, rooms: Collection[str], user_ids: Collection[str]) -> None:
         self._service = service
         self._user_ids = dict.fromkeys(user_ids)
-        found = [service.audience.rooms.get(name) for name in rooms]
-        self._crowded = [room for room in found if room is not None and room.crowded]
-        self._rooms = [room for room in found if room is not None and not room.crowded]
-        self._scope = union_scope(rooms, user_ids, [room.name for room in self._crowded])
-        # A room that is not there may have lost its last member since the cursor.
-        self._is_whole = None not in found
+        found = {name: service.audience.rooms.get(name) for name in rooms}
+        self._crowded = [room for room in found.values() if room is not None and room.crowded]
+        self._rooms = [room for room in found.values() if room is not None and not room.crowded]
+        # Nobody is told of by name in a room that is crowded, and nobody is in one that is not there.
+        untold = [name for name, room in found.items() if room is None or room.crowded]
+        self._scope = union_scope(rooms, user_ids, untold)
         self._told: dict[str, tuple[int, StatusEntry]] = {}
 
     def body(self, cursor: str | None) -> dict[str, Any]:
@@ -73,19 +73,20 @@ class _Answer:
     def _since(self, cursor: str) -> tuple[int | None, int | None]:
         """The version of a cursor from which on changes tell everything, None for any other text.
 
-        Then the version at which the full answer began that goes on from there; None behind a complete answer.
+        Then the version at which the full answer began that goes on from there; None behind a complete answer. One of
+        a wider scope won't do: its holder knows users who are not in this one.
         """
         service = self._service
         match = _HALFWAY.fullmatch(cursor)
         text, begun = (cursor, None) if match is None else (match[1], int(match[2]))
+        if not text.startswith(f"{service.epoch}~{self._scope}~"):
+            return None, None
         since = read_cursor(text, service.epoch, self._scope)
         known = since if begun is None else begun
         floors = [service.roster.public.floor, *(room.members.floor for room in self._rooms)]
         if self._user_ids:
             floors.append(service.roster.everyone.floor)
-        if since is None or known is None or not self._is_whole:
-            return None, None
-        if known < max(floors) or not since <= known <= service.version:
+        if since is None or known is None or known < max(floors) or max(since, known) > service.version:
             return None, None
         return since, begun
 
