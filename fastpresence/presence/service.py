@@ -122,14 +122,16 @@ class OnlineStatusService:
         record.sessions = (*record.sessions, session)
         if older is not None:
             self._supersede(older, session, now)
+        if status == "offline":
+            # Before he is in the rooms: nobody there may be told that he would have come.
+            self._hide(record, now)
+            self._settle(record, now)
+        elif status is not None:
+            record.hidden = False
         for name in rooms:
             self.join_room(session, connection, name, now=now)
         if connection is None:
             self._deadlines.arm(session, now.ms + self._heartbeat_timeout_ms, now_ms=now.ms)
-        if status == "offline":
-            self._hide(record, now)
-        elif status is not None:
-            record.hidden = False
         retyped = record.user_type != user_type and not record.hidden
         if retyped:
             record.user_type = user_type

@@ -110,6 +110,15 @@ def test_one_who_is_hidden_joins_and_leaves_without_a_trace(service: OnlineStatu
     assert roster_of(room) == {"user_1": "online"}
 
 
+def test_one_who_hides_as_he_comes_into_a_room_is_not_told_to_have_left_it(service: OnlineStatusService) -> None:
+    online(service, "user_1", device="phone")
+    service.join_room(None, "observer", "r", now=NOW)
+    since = service.version
+    service.handle_user_online("user_1", status="offline", device="tablet", connection="c", rooms=["r"], now=NOW)
+    assert service.get_user_status("user_1").status == "offline"
+    assert told(service, since) == {}
+
+
 def test_a_user_stays_in_the_room_while_any_of_his_sessions_does(service: OnlineStatusService) -> None:
     phone = online(service, "user_1", "r", device="phone")
     tablet = online(service, "user_1", "r", device="tablet")
