@@ -370,6 +370,7 @@ def _allowed(asked: TokenRequest, login: LoginClaims) -> str:
 def _body(request: Request, kind: type[_T]) -> _T:
     """The request's JSON, checked. Raises HttpError 400 for no JSON, 422 with the field's name for a wrong one."""
     try:
+        request.body.decode()  # JSON is UTF-8 (RFC 8259, section 8.1), also where msgspec does not look
         try:
             return msgspec.json.decode(request.body, type=kind)
         except msgspec.ValidationError as error:

@@ -5,12 +5,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastpresence.errors import UserOffline
+from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser
 from fastpresence.messages import StatusEntry
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now
-from fastpresence.settings import AuthSettings, PresenceSettings, ServerSettings, Settings, TokenKey
+from fastpresence.settings import AuthSettings, LimitsSettings, PresenceSettings, ServerSettings, Settings, TokenKey
 from fastpresence.tokens import ApiKeys, TokenKeys
 from fastpresence.worker.routes import Routes
 
@@ -43,13 +43,13 @@ class Nobody:
         pass
 
 
-def routes_of(service: OnlineStatusService, *, public_url: str | None = None) -> Routes:
+def routes_of(service: OnlineStatusService, *, public_url: str | None = None, actions: Nobody | None = None) -> Routes:
     settings = Settings(
         server=ServerSettings(public_url=public_url),
         auth=AuthSettings(api_keys=(API_KEY,)),
         presence=PresenceSettings(user_types=("kol", "user")),
     )
-    return Routes(settings, service, KEYS, ApiKeys([API_KEY]), actions=Nobody())
+    return Routes(settings, service, KEYS, ApiKeys([API_KEY]), actions=actions or Nobody())
 
 
 @pytest.fixture
@@ -199,7 +199,10 @@ def test_a_token_that_has_run_out_is_no_credential(routes: Routes) -> None:
         ("GET", "/"), ("GET", "/api"), ("GET", BASE), ("GET", BASE + "/"), ("POST", BASE),
         ("GET", "/api/online-statu/kol_1"), ("GET", BASE + "x/kol_1"), ("GET", BASE + "/a/b"), ("GET", "/wss"),
         ("GET", "/ws/"), ("GET", "/WS"), ("POST", BASE + "/query/"), ("GET", "//api/online-status/kol_1"),
-        ("GET", BASE + "/rooms/r/x"), ("GET", BASE + "/rooms/"), ("POST", "/query"), ("OPTIONS", "*"),
+        ("GET", BASE + "/rooms/r/x"), ("GET", BASE + "/rooms/"), ("POST", BASE + "/users/u"),
+        ("POST", BASE + "/users//status"), ("POST", BASE + "/users/u/status/"), ("POST", BASE + "/users/u/nothing"),
+        ("GET", BASE + "/tokens/x"), ("POST", BASE + "/poll/x"), ("POST", BASE + "/tokens/revoke/x"),
+        ("POST", "/query"), ("OPTIONS", "*"),
     ],
 )  # fmt: skip
 def test_a_path_that_is_none_is_404(routes: Routes, method: str, path: str) -> None:
@@ -210,7 +213,9 @@ def test_a_path_that_is_none_is_404(routes: Routes, method: str, path: str) -> N
     ("method", "path", "allow"),
     [
         ("GET", "rts-token", "POST"), ("PUT", "rts-token", "POST"), ("GET", "query", "POST"),
-        ("DELETE", "query", "POST"),
+        ("DELETE", "query", "POST"), ("GET", "poll", "POST"), ("PUT", "poll", "POST"), ("GET", "tokens/revoke", "POST"),
+        ("GET", "users/u/status", "POST"), ("PUT", "users/u/messages", "POST"), ("GET", "users/u/sessions", "DELETE"),
+        ("POST", "users/u/sessions", "DELETE"), ("POST", "rooms/r", "GET"), ("DELETE", "rooms/r", "GET"),
         ("POST", "kol_1", "GET"), ("DELETE", "kol_1", "GET"), ("PATCH", "kol_1", "GET"),
     ],
 )  # fmt: skip
@@ -233,9 +238,11 @@ def test_the_websocket_s_path_without_an_upgrade_is_426(routes: Routes) -> None:
     [b"", b"{", b"nonsense", b"\xff\xfe", b'{"user_id":"u"', b'{"user_id":"u"}x', b'{"user_id":"\xff"}',
      b"[" * 60_000, b'{"user_id":7,', b"user_id=u"],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["rts-token", "query"])
+@pytest.mark.parametrize(
+    "path", ["rts-token", "query", "poll", "users/kol_1/status", "users/kol_1/messages", "tokens/revoke"]
+)
 def test_a_body_that_is_no_json_is_400(routes: Routes, path: str, body: bytes) -> None:
-    error = refused(routes, request("POST", f"{BASE}/{path}", body))
+    error = refused(routes, request("POST", f"{BASE}/{path}", body, bearer=token() if path == "poll" else API_KEY))
     assert (error.status, error.code) == (400, "bad_request")
 
 
@@ -265,10 +272,32 @@ def test_a_body_that_is_no_json_is_400(routes: Routes, path: str, body: bytes) -
         ("query", {"user_ids": "kol_1"}, "user_ids"),
         ("query", {"user_ids": ["kol_1", 7]}, "user_ids"),
         ("query", {"user_ids": ["not a name"]}, "user_ids"),
+        ("rts-token", {"user_id": "u", "watch": "u"}, "watch"),
+        ("rts-token", {"user_id": "u", "rooms": ["a b"]}, "rooms"),
+        ("rts-token", {"user_id": "u", "rooms": ["a-long-name"] * 1001}, "rooms"),
+        ("rts-token", {"user_id": "u", "watch": [f"a-long-name-{n}" for n in range(500)]}, "watch"),
+        ("poll", {"cursor": 1}, "cursor"),
+        ("poll", {"status": "asleep"}, "status"),
+        ("poll", {"rooms": {}}, "rooms"),
+        ("poll", {"rooms": [f"r{n}" for n in range(51)]}, "rooms"),
+        ("poll", {"user_ids": [1]}, "user_ids"),
+        ("poll", {"user_ids": [f"u{n}" for n in range(5001)]}, "user_ids"),
+        ("poll", {"device": ""}, "device"),
+        ("users/kol_1/status", {}, "status"),
+        ("users/kol_1/status", {"status": "hidden"}, "status"),
+        ("users/a%20b/status", {"status": "busy"}, "user_id"),
+        ("users/kol_1/messages", {"message": "m"}, "from_user_id"),
+        ("users/kol_1/messages", {"from_user_id": "a"}, "message"),
+        ("users/kol_1/messages", {"from_user_id": "a", "message": ""}, "message"),
+        ("users/kol_1/messages", {"from_user_id": "a", "message": "m" * 8193}, "message"),
+        ("users/%00/messages", {"from_user_id": "a", "message": "m"}, "user_id"),
+        ("tokens/revoke", {}, "user_id"),
+        ("tokens/revoke", {"user_id": ["u"]}, "user_id"),
     ],
 )
 def test_a_wrong_field_is_422_and_named(routes: Routes, path: str, body: Any, field: str | None) -> None:
-    error = refused(routes, request("POST", f"{BASE}/{path}", b"null" if body is None else body))
+    bearer = token() if path == "poll" else API_KEY
+    error = refused(routes, request("POST", f"{BASE}/{path}", b"null" if body is None else body, bearer=bearer))
     assert (error.status, error.code) == (422, "bad_field")
     if field not in (None, "frame"):
         assert error.message.startswith(str(field))
@@ -279,3 +308,139 @@ def test_no_refusal_repeats_what_a_stranger_sent(routes: Routes) -> None:
         assert "SECRET" not in refused(routes, request("POST", f"{BASE}/rts-token", body)).message
     assert "SECRET" not in refused(routes, request("GET", f"{BASE}/SECRET%20")).message
     assert "SECRET" not in refused(routes, request("GET", "/SECRET")).message
+
+
+# What only the application may, and what only a user may.
+
+
+@pytest.mark.parametrize("bearer", [None, "wrong", "a.b.c", token()])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "users/kol_1/status", {"status": "away"}),
+        ("POST", "users/kol_1/messages", {"message": "m", "from_user_id": "a"}),
+        ("DELETE", "users/kol_1/sessions", None),
+        ("POST", "tokens/revoke", {"user_id": "kol_1"}),
+        ("POST", "users/a%20b/status", b"no JSON"),
+    ],
+)
+def test_the_application_s_requests_are_its_own(
+    routes: Routes, service: OnlineStatusService, method: str, path: str, body: object, bearer: str | None
+) -> None:
+    error = refused(routes, request(method, f"{BASE}/{path}", body, bearer=bearer))
+    assert (error.status, error.code) == (401, "unauthorized")
+    assert service.get_user_status("kol_1").status == "busy"
+
+
+@pytest.mark.parametrize("bearer", [None, "wrong", API_KEY, token(now=NOW - 60)])
+def test_nobody_polls_for_another(routes: Routes, bearer: str | None) -> None:
+    assert refused(routes, request("POST", f"{BASE}/poll", {}, bearer=bearer)).status == 401
+
+
+def test_one_who_polls_is_present_and_one_whose_poll_is_refused_is_not(
+    routes: Routes, service: OnlineStatusService
+) -> None:
+    stranger = KEYS.issue("x", "admin", room=None, expire_time=60, now=NOW)[0]
+    assert refused(routes, request("POST", f"{BASE}/poll", {}, bearer=stranger)).status == 403
+    narrow = KEYS.issue("x", "user", room=None, expire_time=60, now=NOW, rooms=("r",))[0]
+    assert refused(routes, request("POST", f"{BASE}/poll", {"rooms": ["s"]}, bearer=narrow)).status == 403
+    assert refused(routes, request("POST", f"{BASE}/poll", {"status": 1}, bearer=narrow)).status == 422
+    assert service.record("x") is None
+    answer = routes.handle(request("POST", f"{BASE}/poll", {"status": "away"}, bearer=narrow), MOMENT)
+    assert (answer["full"], [entry.user_id for entry in answer["user_status"]]) == (True, ["kol_1"])
+    assert service.get_user_status("x").status == "away"
+
+
+def test_a_user_who_polls_too_often_is_told_when_to_come_again(service: OnlineStatusService) -> None:
+    routes = routes_of(service)
+    found = request("POST", f"{BASE}/poll", {}, bearer=token())
+    for _ in range(LimitsSettings().burst):
+        routes.handle(found, MOMENT)
+    error = refused(routes, found)
+    assert (error.status, error.code, error.headers) == (429, "rate_limited", (("Retry-After", "1"),))
+    routes.handle(request("POST", f"{BASE}/poll", {}, bearer=token("another")), MOMENT)
+
+
+class Somebody(Nobody):
+    """A worker that does as it is told."""
+
+    def __init__(self) -> None:
+        self.did: list[tuple[object, ...]] = []
+
+    def deliver(self, from_user_id: str, to_user_id: str, text: str, now: Now) -> int:
+        self.did.append(("deliver", from_user_id, to_user_id, text))
+        if to_user_id == "full":
+            raise Unavailable("no room")
+        return 2
+
+    def kick(self, user_id: str, now: Now) -> int:
+        self.did.append(("kick", user_id))
+        return 3
+
+    def revoke(self, user_id: str, now: Now) -> None:
+        self.did.append(("revoke", user_id))
+
+
+def test_what_the_application_asks_for_is_done_to_the_user_it_names(service: OnlineStatusService) -> None:
+    worker = Somebody()
+    routes = routes_of(service, actions=worker)
+
+    def ask(method: str, path: str, body: object = None) -> Any:
+        return routes.handle(request(method, f"{BASE}/{path}", body), MOMENT)
+
+    message = {"message": "m", "from_user_id": "a"}
+    assert ask("POST", "users/kol%5f1/messages", message) == {"delivered": 2}
+    assert ask("DELETE", "users/a%40b/sessions") == {"user_id": "a@b", "disconnected": 3}
+    assert ask("POST", "tokens/revoke", {"user_id": "u"}) == {"user_id": "u", "revoked_until": NOW}
+    assert worker.did == [("deliver", "a", "kol_1", "m"), ("kick", "a@b"), ("revoke", "u")]
+    assert ask("POST", "users/kol_1/status", {"status": "away"}) == service.get_user_status("kol_1")
+    assert service.get_user_status("kol_1").status == "away"
+    for path, body, status, code in [
+        ("users/full/messages", message, 503, "unavailable"),
+        ("users/nobody/status", {"status": "busy"}, 409, "not_online"),
+    ]:
+        error = refused(routes, request("POST", f"{BASE}/{path}", body))
+        assert (error.status, error.code) == (status, code)
+    error = refused(routes_of(service), request("POST", f"{BASE}/users/nobody/messages", message))
+    assert (error.status, error.code) == (409, "user_offline")
+
+
+def test_a_room_s_state_is_its_roster_or_its_number(service: OnlineStatusService) -> None:
+    routes = routes_of(service)
+
+    def room() -> Any:
+        return routes.handle(request("GET", f"{BASE}/rooms/r"), MOMENT)
+
+    assert room() == {"room": "r", "count": 0, "user_status": []}
+    sessions = [
+        service.handle_user_online(f"u{n}", rooms=["r"], connection=f"socket {n}", now=MOMENT) for n in range(3)
+    ]
+    service.handle_status_change(sessions[0], "offline", now=MOMENT)
+    service.leave_room(sessions[1], "socket 1", "r", now=MOMENT)
+    assert room() == {"room": "r", "count": 1, "user_status": [service.get_user_status("u2")]}
+    service.audience.rooms["r"].crowded = True
+    assert room() == {"room": "r", "count": 1}
+
+
+def test_what_a_token_does_not_allow_is_403_and_names_nobody(routes: Routes) -> None:
+    narrow = KEYS.issue("u", "user", room="own", expire_time=60, now=NOW, watch=("kol_1",), rooms=("r",))[0]
+    for method, path, body, allowed in [
+        ("GET", "kol_1", None, True),
+        ("GET", "u", None, True),
+        ("GET", "kol_2", None, False),
+        ("GET", "rooms/r", None, True),
+        ("GET", "rooms/own", None, True),
+        ("GET", "rooms/s", None, False),
+        ("POST", "query", {"user_ids": ["kol_1", "u"]}, True),
+        ("POST", "query", {"user_ids": ["kol_1", "kol_2"]}, False),
+        ("POST", "poll", {"user_ids": ["kol_1"], "rooms": ["r"]}, True),
+        ("POST", "poll", {"user_ids": ["kol_2"]}, False),
+        ("POST", "poll", {"rooms": ["s"]}, False),
+    ]:
+        found = request(method, f"{BASE}/{path}", body, bearer=narrow)
+        if allowed:
+            routes.handle(found, MOMENT)
+        else:
+            error = refused(routes, found)
+            assert (error.status, error.code) == (403, "forbidden"), path
+            assert "kol_2" not in error.message
