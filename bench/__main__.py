@@ -1,4 +1,4 @@
-"""`python -m bench`: list, run, compare, report.
+"""`python -m bench`: list, run, compare, report, rivals, scale, profile, guard.
 
 Exit code 0 when every bar asked about is met, 1 when one is missed, a result is wrong or a comparison got worse, 2 for
 bad usage or when nothing could be measured. A quick run judges right and wrong, not speed.
@@ -11,14 +11,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from bench.compare import compare
+from bench.guard.compare import guard
 from bench.load import crowd, edge, life, procfs, scenarios, secure, watch
+from bench.load.scale import scale
+from bench.load.servers import Server
 from bench.load.setting import Cpus, Setting
 from bench.machine import Machine
 from bench.outcome import BenchError, Outcome
+from bench.profiling import Profiler
 from bench.progress import Progress
 from bench.report.page import write
 from bench.results import FOLDER, Results, Writer, find, newest
@@ -43,6 +48,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Setting], Outcome], str]]] = {
     "snapshot": (watch.snapshot, "100,000 public users told to a newcomer"),
     "tls": (secure.tls, "heartbeats and deliveries over TLS, beside the same without"),
     "idle": (crowd.idle, "15,000 quiet connections: memory and CPU"),
+    "scale": (scale, "how cost grows with connections, watchers and changes, fitted"),
     "rivals": (rivals, "other servers at the same job: one table of ratios"),
 }
 
@@ -61,11 +67,18 @@ def main(arguments: list[str] | None = None) -> int:
     beside = commands.add_parser("rivals", help="run rivals: one table of ratios, and where fastpresence loses")
     beside.add_argument("--install-hints", action="store_true", help="how to get each rival, and which are here")
     beside.add_argument("--quick", action="store_true", help="seconds, small: does it work")
+    growing = commands.add_parser("scale", help="run scale: how cost grows, with its fits")
+    growing.add_argument("--quick", action="store_true", help="seconds, small: does it work")
+    profiling = commands.add_parser("profile", help="a flame graph of the worker, and its CPU by stage")
+    profiling.add_argument("name", metavar="SCENARIO", choices=list(SCENARIOS))
+    profiling.add_argument("--quick", action="store_true", help="seconds, small: does it work")
+    guarding = commands.add_parser("guard", help="instructions of fixed hot paths, beside the merge base")
+    guarding.add_argument("--base", metavar="REVISION", help="instead of the merge base with origin/main")
     reporting = commands.add_parser(
         "report", help="one HTML file of the newest outcome of every scenario, and PNG files"
     )
     reporting.add_argument("files", nargs="*", metavar="FILE", help="of these results files only")
-    for command in (run, comparing, reporting, beside):
+    for command in (run, comparing, reporting, beside, growing, profiling):
         command.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help="default: %(default)s")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on every way out
@@ -79,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
             lines, worse = compare(old, new)
             print("\n".join(lines))
             return int(worse)
+        if given.command == "guard":
+            return guard(given.base)
         if given.command == "report":
             files = [Results.read(find(name, given.results)) for name in given.files] or newest(given.results)
             page, count = write(files, given.results)
@@ -87,8 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "rivals" and given.install_hints:
             print("\n".join(hints()))
             return 0
-        if given.command == "rivals":
-            return measure(["rivals"], quick=given.quick, folder=given.results)
+        if given.command in ("rivals", "scale"):
+            return measure([given.command], quick=given.quick, folder=given.results)
+        if given.command == "profile":
+            return profile(given.name, quick=given.quick, folder=given.results)
         names = list(SCENARIOS) if "all" in given.names else list(dict.fromkeys(given.names))
         return measure(names, quick=given.quick, folder=given.results)
     except BenchError as error:
@@ -120,11 +137,31 @@ def measure(names: list[str], *, quick: bool, folder: Path) -> int:
     return 0 if all(outcome.passed(quick=quick) for outcome in outcomes) else 1
 
 
-def run_one(scenario: Callable[[Setting], Outcome], cpus: Cpus, *, quick: bool, progress: Progress) -> Outcome:
+def profile(name: str, *, quick: bool, folder: Path) -> int:
+    """Run a scenario with the profiler beside it; its figures are not kept."""
+    allowed, cpus = os.sched_getaffinity(0), Cpus.allowed()
+    profiler = Profiler(name, folder)
+    try:
+        os.sched_setaffinity(0, {cpus.swarm})
+        run_one(SCENARIOS[name][0], cpus, quick=quick, progress=Progress(), observe=profiler.observe)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    print("\n".join(profiler.tell()))
+    return 0
+
+
+def run_one(
+    scenario: Callable[[Setting], Outcome],
+    cpus: Cpus,
+    *,
+    quick: bool,
+    progress: Progress,
+    observe: Callable[[Server], AbstractContextManager[None]] | None = None,
+) -> Outcome:
     """One scenario, with what the machine did besides."""
     with tempfile.TemporaryDirectory(prefix="fastpresence-bench-") as directory:
         before, began = procfs.Usage.now(), time.monotonic()
-        outcome = scenario(Setting(cpus, Path(directory), quick, progress))
+        outcome = scenario(Setting(cpus, Path(directory), quick, progress, observe))
     outcome.seconds = time.monotonic() - began
     outcome.steal_percent, outcome.foreign_cores = procfs.Usage.now().since(before)
     return outcome

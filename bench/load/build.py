@@ -7,7 +7,7 @@ from typing import Final
 
 from bench.outcome import BenchError
 
-__all__ = ["program"]
+__all__ = ["BUILD", "library", "program"]
 
 BENCH: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = BENCH / ".build"
@@ -19,19 +19,33 @@ SOURCES: Final = {
         for name in ("swarm", "wire", "dialect", "decode", "inflate", "modes", "fanout", "sync", "storm", "life")
     ],
 }
-FLAGS: Final = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+#: Kernels of ours that are asked by themselves, as shared libraries.
+KERNELS: Final = {"mask": BENCH.parent / "native" / "kernel" / "mask.c"}
+FLAGS: Final = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
 def program(name: str) -> Path:
     """The path of the compiled program, up to date."""
     binary, sources = BUILD / name, SOURCES[name]
     depends = [*sources, *(LOAD.glob("*.h") if name == "swarm" else [])]
+    return _built(binary, depends, ["-O2", *map(str, sources)])
+
+
+def library(name: str) -> Path:
+    """The path of a kernel as a shared library, built as the package builds it, up to date."""
+    source = KERNELS[name]
+    include = BENCH.parent / "native" / "include"
+    words = ["-O3", "-shared", "-fPIC", "-I", str(include), str(source)]
+    return _built(BUILD / f"{name}.so", [source, *include.glob("*.h")], words)
+
+
+def _built(binary: Path, depends: list[Path], words: list[str]) -> Path:
     if binary.exists() and binary.stat().st_mtime > max(path.stat().st_mtime for path in depends):
         return binary
     BUILD.mkdir(exist_ok=True)
-    fresh = BUILD / f"{name}.{os.getpid()}"  # moved into place: a second bench may be running the old one
-    result = subprocess.run(["cc", *FLAGS, "-o", str(fresh), *map(str, sources)], capture_output=True, text=True)
+    fresh = BUILD / f"{binary.name}.{os.getpid()}"  # moved into place: a second bench may be running the old one
+    result = subprocess.run(["cc", *FLAGS, "-o", str(fresh), *words], capture_output=True, text=True)
     if result.returncode:
-        raise BenchError(f"cc could not build {name}:\n{result.stderr}")
+        raise BenchError(f"cc could not build {binary.name}:\n{result.stderr}")
     fresh.rename(binary)
     return binary

@@ -219,7 +219,8 @@ static void idle_report(void)
     printf(", \"connections\": %u, \"unanswered\": %lld", ready_count, (long long)unanswered);
 }
 
-/* Link i watches the users `other_N` from N = i * watches on: nobody is watched twice. */
+/* Link i watches the users `other_N` from N = i * watches on: nobody is watched twice. With --common all of them watch
+ * the same: `user_000000` and on. */
 static void idle_ready(struct link *link)
 {
     static char text[64 * 1024];
@@ -230,7 +231,10 @@ static void idle_ready(struct link *link)
     for (uint32_t i = 0; i < options.watches; i++) {
         if (size + 64 > sizeof text)
             die("%u watches are too many for one frame", options.watches);
-        size += (size_t)sprintf(text + size, "%s\"other_%u\"", i ? "," : "", link->index * options.watches + i);
+        if (options.common)
+            size += (size_t)sprintf(text + size, "%s\"user_%06u\"", i ? "," : "", i);
+        else
+            size += (size_t)sprintf(text + size, "%s\"other_%u\"", i ? "," : "", link->index * options.watches + i);
     }
     size += (size_t)sprintf(text + size, "]}");
     link_send(link, text, size);

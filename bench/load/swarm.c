@@ -2,7 +2,7 @@
  *
  *   swarm MODE --port P --connections N [--real] [--present] [--tokens FILE] [--observer-token T] [--publishers P]
  *              [--publishers-public] [--parallel 64] [--period S] [--rate C] [--spin] [--deflate] [--eager]
- *              [--freezing F] [--snapshot ENTRIES] [--watches K] [--device NAME] [--server-pid PID]
+ *              [--freezing F] [--snapshot ENTRIES] [--watches K [--common]] [--device NAME] [--server-pid PID]
  *              [--dialect NAME] [--distinct]
  *
  * MODE: heartbeats, fanout, sync, handshakes, idle, storm, pulse, churn, messages. --real: the server speaks the protocol (else it echoes and
@@ -330,7 +330,7 @@ static void parse(int argc, char **argv)
         } switches[] = {{"--real", &options.real},       {"--spin", &options.spin},
                         {"--present", &options.present}, {"--publishers-public", &options.publishers_public},
                         {"--deflate", &options.deflate}, {"--eager", &options.eager},
-                        {"--distinct", &options.distinct}};
+                        {"--distinct", &options.distinct}, {"--common", &options.common}};
         bool found = false;
         for (size_t j = 0; j < sizeof switches / sizeof *switches; j++)
             if (!strcmp(flag, switches[j].name))

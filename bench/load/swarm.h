@@ -42,9 +42,9 @@ struct options {
     uint32_t connections, publishers, parallel;
     uint32_t freezing;         /* sync: links beyond `connections` that come, stop reading and go within a run */
     uint32_t snapshot;         /* storm: entries that a newcomer must be told of */
-    uint32_t watches;          /* idle: users that each link watches, nobody twice */
+    uint32_t watches;          /* idle: users that each link watches: the same ones (common), or nobody twice */
     uint32_t active;           /* fanout: how many of the publishers publish */
-    bool real, spin, present, publishers_public, deflate, eager, distinct;
+    bool real, spin, present, publishers_public, deflate, eager, distinct, common;
     double period_s, rate, pace_ms;
 };
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -136,7 +137,7 @@ RIVALS: Final = (
     Rival("websockets", "pip install -e '.[bench]'", _python("websockets_server.py"), _no_module("websockets")),
     Rival(
         "socketify", "pip install -e '.[bench]'; its library needs libuv (Debian: apt-get install libuv1)",
-        _python("socketify_server.py"), _no_module("socketify"),
+        _python("socketify_server.py"), lambda: _no_module("socketify")() or find_library("uv") is None,
     ),
     Rival(
         "nchan", "Debian: apt-get install nginx libnginx-mod-nchan (no service needs to run)",
