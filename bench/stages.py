@@ -15,13 +15,14 @@ Sample = tuple[list[str], int]  #: frames, outermost first; how often it was see
 
 #: By stage, what its functions are called: ours (C and Python), msgspec's, the kernel's.
 STAGES: Final = {
-    "read": r"^(__)?(libc_)?(recv|recvmsg|recvfrom|read|accept4?|epoll_p?wait)\b|^fp_engine_poll|^(read_ready|uv__io_poll)",
+    "read": r"^(__)?(libc_)?(recv|recvmsg|recvfrom|read|accept4?|epoll_p?wait)\b"
+    r"|^fp_engine_poll|^(read_ready|uv__io_poll)",
     "parse": r"\((frame|mask|utf8)\.c:|\bupgrade_key\b|httptools|\(fastpresence/http\.py",
     "decode": r"\bdecode_request\b|^(json|mpack)_decode|Decoder_decode|\b_inflate\b",
-    "encode": r"\(fastpresence/(codec|worker/deflate)\.py|^(json|mpack)_encode|Encoder_encode|\b(frame_of|_frames?|entry|"
-    r"make_cursor) \(",
-    "send": r"^(__)?(libc_)?(send|sendmsg|sendto|writev?)\b|\(audience\.c:|^fp_(conn_send|flush|engine_(send|answer|tell|"
-    r"write))|^flush_(begin|step)",
+    "encode": r"\(fastpresence/(codec|worker/deflate)\.py|^(json|mpack)_encode|Encoder_encode"
+    r"|\b(frame_of|_frames?|entry|make_cursor) \(",
+    "send": r"^(__)?(libc_)?(send|sendmsg|sendto|writev?)\b|\(audience\.c:|^flush_(begin|step)"
+    r"|^fp_(conn_send|flush|engine_(send|answer|tell|write))",
     "decide": r"\(fastpresence/(presence|worker|tokens)|\(wheel\.c:|joserfc",
 }
 #: A thread that has one of these on its stack waits for another; it uses no CPU.
