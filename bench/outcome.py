@@ -73,6 +73,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    behind: list[str] = field(default_factory=list)  #: what did not keep its pace: a fault, but not of a quick run
     figures: list[Figure] = field(default_factory=list)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)
@@ -107,7 +108,11 @@ class Outcome:
         self.series.append(Series(name, unit, step_s, list(values)))
 
     def passed(self, *, quick: bool) -> bool:
-        return not self.faults and all(bar.met or (quick and bar.by_time) for bar in self.bars)
+        return (
+            not self.faults
+            and (quick or not self.behind)
+            and all(bar.met or (quick and bar.by_time) for bar in self.bars)
+        )
 
     def text(self, *, quick: bool) -> str:
         lines = [f"== {self.name}: {self.question}", f"   leaves out: {self.leaves_out}", f"   {self.settings}"]
@@ -128,6 +133,7 @@ class Outcome:
                 verdict = "not judged in a quick run"
             lines.append(f"   bar: {bar.text}: {verdict}")
         lines += [f"   FAULT: {fault}" for fault in self.faults]
+        lines += [f"   BEHIND: {fault}" for fault in self.behind]
         return "\n".join(lines)
 
 

@@ -69,7 +69,7 @@ COLUMNS: Final = ("the median run by p99", "p50 ms", "p99", "p99.9", "max", "fra
 
 def _sent_all(outcome: Outcome, run: Run, rate: float, seconds: float) -> None:
     if run.changes < rate * seconds * 0.98:
-        outcome.faults.append(f"the swarm sent only {run.changes} changes")
+        outcome.behind.append(f"the swarm sent only {run.changes} changes")
 
 
 def sync(setting: Setting) -> Outcome:

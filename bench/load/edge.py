@@ -72,7 +72,7 @@ def slow_readers(setting: Setting) -> Outcome:
                     outcome.runs[-1] |= {"frozen": frozen * with_frozen, "pss": user.pss, "sockets": kernel}
                     runs[with_frozen].append(run)
                     if run.changes < rate * (seconds + warmup_s) * 0.98:
-                        outcome.faults.append(f"the swarm sent only {run.changes} changes")
+                        outcome.behind.append(f"the swarm sent only {run.changes} changes")
         complaints(outcome, ours)
     for name, some in zip(("nobody frozen", f"{frozen} frozen"), runs, strict=True):
         late = [run.p99_ms for run in some]

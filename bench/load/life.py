@@ -60,7 +60,7 @@ def churn(setting: Setting) -> Outcome:
                 if missing:
                     outcome.faults.append(f"{len(missing)} who are back are not online, {missing[0]} among them")
                 if run.operations < rate * seconds * 0.95:
-                    outcome.faults.append(f"only {run.operations} came back")
+                    outcome.behind.append(f"only {run.operations} came back")
         _note_log(outcome, ours)
     counting = counted(setting, runs)
     outcome.figure("a coming and a going, what others are told of it included", "µs CPU",
@@ -128,7 +128,7 @@ def messages(setting: Setting) -> Outcome:
                 if run.wrong:
                     outcome.faults.append(f"{run.wrong} messages came to the wrong user, twice, or were not delivered")
                 if run.operations < rate * seconds * 0.98:
-                    outcome.faults.append(
+                    outcome.behind.append(
                         f"only {run.operations} of {rate * seconds:.0f} messages arrived in the window"
                     )
             outcome.figure(f"a message and its ack, {name}", "µs CPU", [run.us_per_operation for run in counting])

@@ -68,7 +68,8 @@ def _summary(lines: dict[str, tuple[Results, ScenarioLine]]) -> str:
             rows.append([f'<a href="#{escape(name)}">{escape(name)}</a>', escape(bar.text),
                          f'<span class={mark}>{word}</span>'])  # fmt: skip
         rows += [
-            [escape(name), escape(fault), "<span class=missed>WRONG RESULT</span>"] for fault in line.outcome.faults
+            [escape(name), escape(fault), "<span class=missed>WRONG RESULT</span>"]
+            for fault in (*line.outcome.faults, *line.outcome.behind)
         ]
     return _table(["scenario", "bar", ""], rows) if rows else ""
 

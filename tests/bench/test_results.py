@@ -104,6 +104,14 @@ def test_a_missed_bar_by_time_does_not_fail_a_quick_run_but_a_wrong_result_does(
     assert not slow.passed(quick=True)
 
 
+def test_what_did_not_keep_its_pace_fails_a_full_run_only() -> None:
+    slow = outcome("a", 1.0)
+    slow.behind.append("only 3 came back")
+    assert slow.passed(quick=True)
+    assert not slow.passed(quick=False)
+    assert "BEHIND: only 3 came back" in slow.text(quick=False)
+
+
 def test_runs_that_do_not_count_are_told() -> None:
     made = outcome("a", 1.0)
     made.runs, made.uncounted = [{}, {}], 1
