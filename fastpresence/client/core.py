@@ -5,11 +5,11 @@ socket, and takes out events and frames to send.
 
 Invariant: a request is pending only in UP and LEAVING, and while polls tell it; each that was taken is answered,
 refused or failed by exactly one `Answered`. The table and the events are in client.machine, the copy of the roster in
-client.roster, the reconnect table in client.schedule, calls in client.calls, polls in client.polling. Driven by
-client.driver.
+client.roster, what it is to show in client.wishes, the reconnect table in client.schedule, beats in client.pulse,
+calls in client.calls, polls in client.polling. Driven by client.driver.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct, structs
@@ -35,8 +35,10 @@ from fastpresence.client.machine import (
     Synced,
 )
 from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, Told
+from fastpresence.client.pulse import Due, Pulse
 from fastpresence.client.roster import RosterCopy
 from fastpresence.client.schedule import Backoff, Then, Timing, after_close, after_refusal
+from fastpresence.client.wishes import Wishes
 from fastpresence.errors import ConnectionFailed, FastPresenceError, RequestRefused
 from fastpresence.messages import (
     Ack,
@@ -69,10 +71,6 @@ __all__ = ["TOKEN_MARGIN_MS", "ClientCore"]
 
 #: A token that runs out sooner than this is not worth connecting with.
 TOKEN_MARGIN_MS: Final = 60_000
-#: Subscriptions of a reconnect that were refused and are tried in halves, to find out what it was that is not allowed.
-HALVINGS_MAX: Final = 64
-#: Until a server has said how long it waits for a sign of life (docs/protocol.md, section 3).
-HEARTBEAT_TIMEOUT_MS: Final = 60_000
 
 _WAITS: Final = (Phase.WAITING, Phase.RESTING)
 _TRIES: Final = (Phase.OPENING, Phase.PROBING)
@@ -114,8 +112,8 @@ class ClientCore:
         self.reason: FastPresenceError | None = None  #: why it is not connected
         self.stale = True
         self.copy = RosterCopy(public=public)
+        self.wishes = Wishes(self.copy)
         self.calls = Calls()
-        self._rooms: dict[str, None] = {}
         self._device = device
         self._renewable = renewable
         self._timing = timing or Timing()
@@ -126,24 +124,12 @@ class ClientCore:
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
         self._due_ms: float | None = None  # WAITING, RESTING: the next attempt; while trying or leaving: the deadline
-        self._beat_ms: float | None = None
-        self._silent_ms: float | None = None  # the deadline for any sign of life after a beat
-        self._drain_ms: float | None = None
-        self._up_ms = 0.0
-        self._interval_ms = 0.0
-        self._patience_ms = 0.0
-        self._token_ends_ms: float | None = None
-        self._token_half_ms = 0.0  # before half of its life is over, a token is not replaced
-        self._renew_ms: float | None = None
-        self._server_zero_ms = 0.0  # our clock at the server's Unix epoch
+        self._pulse = Pulse(self._timing, random)
         self._fresh_token = False
         self._settling: int | None = None  # the request whose answer proves that everything before it is answered
         self._ever_online = False
-        self._halvings = 0
         self._epoch: str | None = None
         self._brought: str | None = None  # the cursor of the attempt under way
-        self._heard_ms = 0.0  # the last proof that the server had heard from us
-        self._timeout_ms = float(HEARTBEAT_TIMEOUT_MS)
         self._poller = Poller(self._timing, random, device)
         self._carried: list[int] = []  # requests that the poll under way tells
 
@@ -179,10 +165,9 @@ class ClientCore:
 
     def next_deadline_ms(self) -> float | None:
         """When `tick` is to be called at the latest; None: nothing is waited for."""
-        deadlines = [self._due_ms, self._beat_ms, self._silent_ms, self._drain_ms, self._renew_ms]
-        deadlines.append(self._poller.due_ms)
+        deadlines = [self._due_ms, self._pulse.next_deadline_ms(), self._poller.due_ms]
         if self.calls.calls and self.phase not in _TALKS:
-            deadlines.append(self._heard_ms + self._timeout_ms)
+            deadlines.append(self._pulse.given_up_ms)
         deadlines.extend(pending.deadline_ms for pending in self._pending.values())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -215,27 +200,23 @@ class ClientCore:
         if self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
             if self._poller.between_rounds:
                 self._carried = list(self._pending)
-            request = self._poller.ask(self._rooms, self.copy.watched, self.status)
+            request = self._poller.ask(self.wishes.rooms, self.copy.watched, self.status)
             self._events.append(Poll(request, self._renewable and self._poller.fresh_token))
 
     def _tick_up(self, now_ms: float) -> None:
         """What is due on a living connection."""
         self._say_farewells(now_ms)
-        if self._renew_ms is not None and now_ms >= self._renew_ms:
-            self._renew_ms = None
-            self._events.append(TokenExpiring(round((self._token_ends_ms or 0.0) - self._server_zero_ms) // 1000))
-        if self._silent_ms is not None and now_ms >= self._silent_ms:
+        due = self._pulse.take(now_ms)
+        if Due.RENEWAL in due:
+            self._events.append(TokenExpiring(self._pulse.expires_at))
+        if Due.SILENCE in due:
             self._cut(now_ms, None, Then.AGAIN, "a heartbeat was not answered")
         elif self._settling is not None and self._settling not in self._pending and not self.copy.collecting:
             self._cut(now_ms, None, Then.AGAIN, "the server did not catch us up in time")
-        elif self._drain_ms is not None and now_ms >= self._drain_ms:
+        elif Due.DRAIN in due:
             self._cut(now_ms, 1001, Then.AT_ONCE, "the server is draining")
-        elif self._beat_ms is not None and now_ms >= self._beat_ms:
+        elif Due.BEAT in due:
             self._out.append(Heartbeat())
-            # Missed beats are not made up for: one now, the next an interval from now.
-            self._beat_ms = now_ms + self._interval_ms
-            if self._silent_ms is None:
-                self._silent_ms = now_ms + self._patience_ms
 
     def lost(
         self,
@@ -254,7 +235,7 @@ class ClientCore:
             then = after_close(close_code)
             if close_code is not None:
                 reason = f"the server closed the connection: {close_code}"
-            if close_code == 1012 and self._drain_ms is not None:
+            if close_code == 1012 and self._pulse.is_draining:
                 then = Then.AT_ONCE  # announced, and spread over the drain already
         self._lost(now_ms, then, reason, retry_after_ms)
 
@@ -271,7 +252,7 @@ class ClientCore:
         asked = self._poller.asked
         if asked is None:
             return
-        self._heard_ms = now_ms
+        self._pulse.answered(now_ms)
         if answer.more and answer.cursor == asked.cursor:
             self.poll_failed(now_ms, reason="the answers to polls do not get on")
             return
@@ -312,7 +293,7 @@ class ClientCore:
                 del self.copy.occupancy[room]
             for room, count in crowded.items():
                 self._crowded(RoomOccupancy(room, count))
-            if self._rooms.keys() >= set(part.rooms) and self.copy.watched.keys() >= set(part.user_ids):
+            if self.wishes.rooms.keys() >= set(part.rooms) and self.copy.watched.keys() >= set(part.user_ids):
                 self.copy.cursor = told.cursor  # a socket goes on from here
         self._events.extend(self.copy.take_poll(told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole))
         if told.last:
@@ -334,20 +315,16 @@ class ClientCore:
         return request_id
 
     def watch(self, user_ids: list[str], now_ms: float) -> int:
-        new = tuple(user_id for user_id in user_ids if user_id not in self.copy.watched)
-        self.copy.watch(user_ids)
-        return self._request(Subscribe(user_ids=user_ids), now_ms, new=new)
+        return self._request(Subscribe(user_ids=user_ids), now_ms, new=self.wishes.watch(user_ids))
 
     def unwatch(self, user_ids: list[str], now_ms: float) -> int:
         return self._stop_seeing(Unsubscribe(user_ids=user_ids), now_ms)
 
     def join(self, room: str, now_ms: float) -> int:
-        new = () if room in self._rooms else (room,)
-        self._rooms[room] = None
-        return self._request(Subscribe(rooms=[room]), now_ms, new=new)
+        return self._request(Subscribe(rooms=[room]), now_ms, new=self.wishes.join(room))
 
     def leave_room(self, room: str, now_ms: float) -> int:
-        self._rooms.pop(room, None)
+        self.wishes.rooms.pop(room, None)
         return self._stop_seeing(Unsubscribe(rooms=[room]), now_ms)
 
     def send_message(self, to_user_id: str, text: str, now_ms: float) -> int:
@@ -398,7 +375,7 @@ class ClientCore:
             self._request(UserOffline(), now_ms)
             self._move(Cue.LEAVE, None)
             self._due_ms = now_ms + self._timing.goodbye_ms
-            self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = None
+            self._pulse.stop()
         elif self.phase is not Phase.LEAVING:
             self._part(1000)
 
@@ -410,7 +387,7 @@ class ClientCore:
 
     def receive(self, frame: ServerFrame, now_ms: float) -> None:
         """Take one frame of the server in."""
-        self._silent_ms = None
+        self._pulse.sign_of_life()
         if isinstance(frame, Welcome):
             if self.phase in _TRIES:
                 self._on_welcome(frame, now_ms)
@@ -424,7 +401,7 @@ class ClientCore:
                     self._answer(frame.reply_to, frame)
                 self._settle()
             case Ack() | HeartbeatAck():
-                self._heard_ms = now_ms
+                self._pulse.answered(now_ms)
                 if isinstance(frame.reply_to, int):
                     self._on_ack(frame.reply_to, frame, now_ms)
             case Error():
@@ -435,13 +412,12 @@ class ClientCore:
             case CallFrame():
                 self._events.extend(self.calls.take(frame))
             case TokenExpiring():
-                # The server tells it a minute ahead, and at once of a token that lives for less than that.
-                self._renew_ms = max(now_ms, self._token_half_ms)
+                self._pulse.expiring(now_ms)
                 self.tick(now_ms)
             case RoomOccupancy():
                 self._crowded(frame)
             case Draining():
-                self._drain_ms = now_ms + frame.reconnect_after_ms
+                self._pulse.draining(frame.reconnect_after_ms, now_ms)
 
     def _on_welcome(self, frame: Welcome, now_ms: float) -> None:
         for wanted, given in ((self.user_id, frame.user_id), (self.user_type, frame.user_type)):
@@ -454,25 +430,15 @@ class ClientCore:
             )
             return
         self.user_id, self.user_type = frame.user_id, frame.user_type
-        self._up_ms = now_ms
         self._due_ms = None
         self._fresh_token = False
-        self._server_zero_ms = now_ms - frame.timestamp * 1000
-        self._new_token(frame.expires_at, now_ms)
-        self._interval_ms = frame.heartbeat_interval * 1000
-        # A lost connection is noticed early enough to be back before the server takes us for gone.
-        self._timeout_ms = frame.heartbeat_timeout * 1000
-        margin_ms = (frame.heartbeat_timeout - frame.heartbeat_interval) * 500
-        self._patience_ms = max(margin_ms, self._timing.silence_floor_ms)
-        self._beat_ms = now_ms + self._interval_ms * self._random()
         self.copy.connected(frame.epoch, brought=self._brought)
         self._stop_polling()
         self._grow_stale()
-        self._halvings = 0
         self._expire_calls(now_ms)
+        self._pulse.welcomed(frame, now_ms)
         self._events.extend(self.calls.connected(same_memory=frame.epoch == self._epoch))
         self._epoch = frame.epoch
-        self._heard_ms = now_ms
         self._move(Cue.WELCOMED, None)
         if self.online:
             attempt = self._backoff.attempt or None
@@ -480,29 +446,18 @@ class ClientCore:
             for accept in self.calls.accepting():
                 self._request(accept, now_ms)
             self._say_farewells(now_ms)
-        covers = self._subscribe_again(now_ms)
+        self._subscribe_again(now_ms)
+
+    def _subscribe_again(self, now_ms: float) -> None:
+        """Ask for all wishes, and settle once all is answered."""
+        requests, covers = self.wishes.again()
+        for request in requests:
+            self._request(request, now_ms, again=True)
+        self._settle_behind(covers, now_ms)
+
+    def _settle_behind(self, covers: tuple[str, ...], now_ms: float) -> None:
         # Frames are answered in order: when this one is, everything before it has been.
         self._settling = self._request(Heartbeat(), now_ms, covers=covers)
-
-    def _new_token(self, expires_at: int, now_ms: float) -> None:
-        self._token_ends_ms = self._server_zero_ms + expires_at * 1000
-        self._token_half_ms = (now_ms + self._token_ends_ms) / 2
-        self._renew_ms = None
-
-    def _subscribe_again(self, now_ms: float) -> tuple[str, ...]:
-        watched, cursor = self.copy.watched, self.copy.watch_cursor
-        known = tuple(user_id for user_id, covered in watched.items() if covered and cursor is not None)
-        new = [user_id for user_id in watched if user_id not in set(known)]
-        # Until all answers have come, no cursor covers them for sure: lost before, they start afresh.
-        watched.update(dict.fromkeys(known, False))
-        for batch in _batches(known):
-            self._request(Subscribe(user_ids=batch, cursor=cursor), now_ms, again=True)
-        for batch in _batches(new):
-            self._request(Subscribe(user_ids=batch), now_ms, again=True)
-        cursors = self.copy.room_cursors
-        for room in self._rooms:
-            self._request(Subscribe(rooms=[room], cursor=cursors.get(room)), now_ms, again=True)
-        return known
 
     def _on_ack(self, request_id: int, frame: Ack | HeartbeatAck, now_ms: float) -> None:
         pending = self._pending.get(request_id)
@@ -515,7 +470,9 @@ class ClientCore:
             case UserOnline():
                 self._ever_online = True
             case TokenRefresh() if isinstance(frame, Ack) and isinstance(frame.expires_at, int):
-                self._new_token(frame.expires_at, now_ms)
+                self._pulse.new_token(frame.expires_at, now_ms)
+                if self.wishes.any:  # a narrower one ends what it does not allow, and nobody says so
+                    self._subscribe_again(now_ms)
         self._answer(request_id, frame)
         if request_id == self._settling:
             self.copy.settled(pending.covers)
@@ -525,7 +482,7 @@ class ClientCore:
         pending = self._pending.get(request_id)
         if pending is None:
             return
-        self._heard_ms = now_ms
+        self._pulse.answered(now_ms)
         self._answer(request_id, None, error)
         match pending.request:
             case UserOnline():
@@ -539,7 +496,7 @@ class ClientCore:
                 self._not_again(pending.request, error, now_ms)
             case Subscribe(user_ids=user_ids, rooms=rooms):
                 refused = [*(user_ids or ()), *(rooms or ())] if error.code == "forbidden" else pending.new
-                self._want_no_more(refused if user_ids else (), refused if rooms else ())
+                self.wishes.drop(refused if user_ids else (), refused if rooms else ())
             case Heartbeat() if request_id == self._settling:
                 self._cut(now_ms, 1001, Then.BACK_OFF, str(error))
         self._say_farewells(now_ms)
@@ -549,29 +506,19 @@ class ClientCore:
         if error.code in ("rate_limited", "unavailable", "not_online"):
             self._cut(now_ms, 1001, Then.BACK_OFF, str(error))
             return
-        wanted = [user_id for user_id in request.user_ids or () if user_id in self.copy.watched]
-        if len(wanted) < 2 or self._halvings >= HALVINGS_MAX or self._settling is None:
-            self._want_no_more(wanted, request.rooms or ())
-            return
-        self._halvings += 1
-        half = len(wanted) // 2
-        for user_ids in (wanted[:half], wanted[half:]):
-            self._request(Subscribe(user_ids=user_ids, cursor=request.cursor), now_ms, again=True)
-        # Caught up is who has these answers, too.
-        covers = self._pending[self._settling].covers if self._settling in self._pending else ()
-        self._settling = self._request(Heartbeat(), now_ms, covers=covers)
-
-    def _want_no_more(self, user_ids: Iterable[str], rooms: Iterable[str]) -> None:
-        self.copy.unwatch(user_ids)
-        for room in rooms:
-            self._rooms.pop(room, None)
-            self.copy.leave_room(room)
+        instead = self.wishes.refused(request)
+        for each in instead:
+            self._request(each, now_ms, again=True)
+        if instead:
+            settling = self._pending.get(self._settling or 0)
+            self._settle_behind(() if settling is None else settling.covers, now_ms)
 
     def _settle(self) -> None:
-        settled = self._settling is not None and self._settling not in self._pending
-        if self.stale and settled and not self.copy.collecting:
+        if self._settling is None or self._settling in self._pending or self.copy.collecting:
+            return
+        self._settling = None
+        if self.stale:
             self.stale = False
-            self._settling = None
             self._events.extend(self.copy.off_polling())
             for request_id, pending in list(self._pending.items()):
                 if pending.polled:  # what a poll was to tell, this connection has told
@@ -598,7 +545,7 @@ class ClientCore:
 
     def _expire_calls(self, now_ms: float) -> None:
         """The server has not heard from us for so long that it has ended our session, and with it our calls."""
-        if self.calls.calls and now_ms >= self._heard_ms + self._timeout_ms:
+        if self.calls.calls and now_ms >= self._pulse.given_up_ms:
             self._events.extend(self.calls.end_all("offline", tell=True))
 
     # Inside.
@@ -633,13 +580,13 @@ class ClientCore:
         if pending is None:
             return
         if isinstance(pending.request, Unsubscribe) and not pending.polled and not isinstance(error, RequestRefused):
-            self._see_no_more(pending.request)
+            self.wishes.see_no_more(pending.request)
         self._events.append(Answered(request_id, pending.request, answer, error))
         self._events.extend(self.calls.answered(pending.request, error))
 
     def _stop_seeing(self, request: Unsubscribe, now_ms: float) -> int:
         if self.polling:
-            self._see_no_more(request)
+            self.wishes.see_no_more(request)
             # Who is seen no more may be a public user, which polls do not say, or wanted again before the next one.
             self.copy.cursor = None
             self._poller.forget_cursors()
@@ -647,20 +594,15 @@ class ClientCore:
         try:
             return self._request(request, now_ms)
         except ConnectionFailed:
-            self._see_no_more(request)
+            self.wishes.see_no_more(request)
             raise
-
-    def _see_no_more(self, request: Unsubscribe) -> None:
-        self.copy.unwatch(request.user_ids or ())
-        for room in request.rooms or ():
-            self.copy.leave_room(room)
 
     def _fail_pending(self, error: FastPresenceError) -> None:
         for request_id in list(self._pending):
             self._answer(request_id, None, error)
 
     def _connect(self, now_ms: float) -> None:
-        ends = self._token_ends_ms
+        ends = self._pulse.token_ends_ms
         expiring = ends is not None and ends - now_ms < TOKEN_MARGIN_MS
         self._move(Cue.DUE, self.reason)
         self._due_ms = now_ms + self._timing.attempt_timeout_ms
@@ -682,7 +624,7 @@ class ClientCore:
                 return
             if then is Then.MEND:
                 self.copy.drop_cursors()
-            if opened and now_ms - self._up_ms >= self._timing.stable_after_ms:
+            if opened and now_ms - self._pulse.up_ms >= self._timing.stable_after_ms:
                 self._backoff.stable()
             self._fresh_token = not opened or then is Then.NEW_TOKEN
             delay_ms, spent = self._backoff.delay_ms(then, opened=opened, at_least_ms=retry_after_ms)
@@ -701,7 +643,8 @@ class ClientCore:
         phase = NEXT[self.phase].get(cue)
         if phase is None:
             return
-        self._due_ms = self._beat_ms = self._silent_ms = self._drain_ms = self._renew_ms = None
+        self._due_ms = None
+        self._pulse.stop()
         self._out.clear()
         if self.phase is Phase.PROBING and phase is Phase.RESTING:
             self._move(cue, error)  # polls go on as if nothing had happened
@@ -731,9 +674,3 @@ class ClientCore:
         self.reason = reason
         if self.state != before:
             self._events.append(StateChanged(self.state, reason))
-
-
-def _batches(user_ids: Iterable[str], size: int = 1000) -> Iterable[list[str]]:
-    """At most a thousand to a request (docs/protocol.md, section 2)."""
-    ids = list(user_ids)
-    return (ids[start : start + size] for start in range(0, len(ids), size))

@@ -291,7 +291,8 @@ class RosterCopy:
         if covered is None and not scope.first and self.watched and listed == set(self.watched):
             covered = frozenset(listed)  # unasked for, and of everyone watched: a catch-up on the watches
         if covered is None:
-            covered = frozenset(user_id for user_id in self._public_users if not self._seen_otherwise(user_id))
+            # Of a public user who is in a room as well, this tells; the room's roster only that he is not in it.
+            covered = frozenset(self._public_users.difference(self.watched))
             if self._public:
                 self._are_public(scope.pages)
                 if scope.first:  # nothing was asked for yet: watched or not, these are told for what they are

@@ -319,6 +319,34 @@ def test_what_a_token_does_not_allow_is_refused_and_not_asked_for_again_and_agai
     run(story)
 
 
+def test_a_narrower_token_on_the_living_connection_ends_what_it_does_not_allow(server: Server) -> None:
+    async def story() -> None:
+        name, allowed, secret = fresh("user"), fresh("user"), fresh("user")
+        fetched = 0
+
+        def provider() -> str:
+            nonlocal fetched
+            fetched += 1
+            asked: dict[str, Any] = {"user_id": name, "expire_time": 2 if fetched == 1 else 3600}
+            if fetched > 1:
+                asked["watch"] = [allowed]
+            return str(server.http("POST", "/api/online-status/rts-token", asked)[1]["signature"])
+
+        async with Clients(server) as others:
+            for user_id in (allowed, secret):
+                (await others.online(user_id)).keep_beating(0.4)
+            async with client_of(server, name, token=provider) as client:
+                states: list[str] = []
+                client.on_state(states.append)
+                await client.watch(allowed, secret)
+                assert client.status_of(secret).online
+                await until(lambda: not client.status_of(secret).online, "it is not told of any more")
+                assert client.status_of(allowed).online
+                assert (fetched, states, client.freshness) == (2, [], "live")
+
+    run(story)
+
+
 def test_the_live_view_says_when_it_is_polled_stale_and_live_again(
     server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:

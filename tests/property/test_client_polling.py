@@ -72,7 +72,7 @@ class PollingMachine(RuleBasedStateMachine):
             if user_id in present:
                 self.service.join_room(self.sessions[user_id], None, room, now=self.now)
         self.core.copy.watch(sorted(watched))
-        self.core._rooms.update(dict.fromkeys(sorted(joined)))
+        self.core.wishes.rooms.update(dict.fromkeys(sorted(joined)))
         self.core.start(self.now.ms)
         self.pump()
         self.core.lost(self.now.ms, reason="refused")
@@ -208,7 +208,7 @@ class PollingMachine(RuleBasedStateMachine):
         told = msgspec.json.decode(msgspec.json.encode(body), type=PollAnswer)
         # Wishes that came behind this poll are told by the next.
         asked = {*rooms, *(request.user_ids or [])}
-        same = asked == {*self.core._rooms, *self.core.copy.watched}
+        same = asked == {*self.core.wishes.rooms, *self.core.copy.watched}
         self.core.polled(told, self.now.ms)
         self.drain()
         if not told.more and same and {r.room for r in told.room_occupancy} == self.crowded_rooms():
@@ -314,12 +314,12 @@ class PollingMachine(RuleBasedStateMachine):
     # The truth.
 
     def crowded_rooms(self) -> set[str]:
-        found = {name: self.service.audience.rooms.get(name) for name in self.core._rooms}
+        found = {name: self.service.audience.rooms.get(name) for name in self.core.wishes.rooms}
         return {name for name, room in found.items() if room is not None and room.crowded}
 
     def check(self) -> None:
         seen = set(self.core.copy.watched)
-        for name in self.core._rooms:
+        for name in self.core.wishes.rooms:
             room = self.service.audience.rooms.get(name)
             if room is not None and not room.crowded:
                 seen.update(member.record.user_id for member in room.members.values() if not member.left)

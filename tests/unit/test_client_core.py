@@ -667,3 +667,24 @@ def test_a_crowded_room_is_taken_anew_on_the_way_back() -> None:
     (change,) = of(rig.get(full(user_2, cursor="r2", room="lobby")), Change)
     assert (change.user_id, change.room) == ("user_2", "lobby")
     assert rig.core.copy.occupancy == {}
+
+
+def test_behind_a_new_token_everything_is_asked_for_again_and_what_it_forbids_is_dropped() -> None:
+    rig = up(renewable=True)
+    rig.core.watch(["user_2", "user_3"], rig.now_ms)
+    rig.look()
+    rig.answer_all()
+    rig.get(full(*(StatusEntry(user_id, "user", "online", True, 1, 1) for user_id in ("user_2", "user_3")), cursor="w"))
+    request = rig.core.refresh_token("narrower", rig.now_ms)
+    rig.look()
+    rig.get(Ack(request, expires_at=1_700_007_200))
+    again, settling = rig.sent
+    assert isinstance(again, Subscribe)
+    assert again.user_ids == ["user_2", "user_3"]
+    rig.get(Error("forbidden", "not both", again.id), HeartbeatAck(0, settling.id))
+    first, second, _ = rig.sent
+    rig.get(Ack(first.id or 0), full(StatusEntry("user_2", "user", "online", True, 1, 1), cursor="w2"))
+    rig.get(Error("forbidden", "nor him", second.id))
+    assert set(rig.core.copy.watched) == {"user_2"}
+    assert not rig.core.copy.status_of("user_3").online
+    assert (rig.core.state, rig.core.stale) == ("connected", False)

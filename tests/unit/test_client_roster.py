@@ -280,3 +280,13 @@ def test_users_who_went_offline_are_forgotten_in_the_end(copy: RosterCopy, monke
     copy.take(full(*(entry(f"kol_{n}") for n in range(4))))
     copy.take(delta(*(entry(f"kol_{n}", "offline", 2) for n in range(4))))
     assert set(copy.entries) == {"kol_2", "kol_3"}
+
+
+def test_a_public_user_in_a_room_who_is_in_neither_snapshot_is_offline(copy: RosterCopy) -> None:
+    copy.take(full(entry("kol_1"), entry("kol_2")))
+    copy.take(full(entry("kol_1"), entry("kol_2"), room="r"))
+    copy.connected("epoch 2", brought=None)
+    changes = [*copy.take(full(entry("kol_2"))), *copy.take(full(room="r"))]
+    assert shows(copy) == {"kol_1": "offline", "kol_2": "online"}
+    assert copy.rooms["r"] == {}
+    assert {(change.user_id, change.entry.online) for change in changes} == {("kol_1", False), ("kol_2", True)}
