@@ -22,6 +22,10 @@ from fastpresence.presence.sessions import Now, Session
 __all__ = ["Audience", "Room", "RoomDelta", "RoomMember"]
 
 
+#: Connections that watch a user, up to which a tuple has them.
+FEW = 4
+
+
 class RoomMember:
     """A user in a room. One who left stays for the retention, so that cursors can tell of it."""
 
@@ -74,7 +78,8 @@ class Audience:
 
     def __init__(self, counter: Counter, retention_ms: int, roster_limit: int) -> None:
         self.rooms: View[Room] = View(counter)
-        self.watchers: dict[str, set[Hashable]] = {}
+        #: A tuple of few, which most have, takes a third of a set's memory; a set of many.
+        self.watchers: dict[str, tuple[Hashable, ...] | set[Hashable]] = {}
         self._counter = counter
         self._retention_ms = retention_ms
         self._roster_limit = roster_limit
@@ -269,8 +274,9 @@ class Audience:
         """The connection is told of these users' changes, too."""
         mine = self._watched_by.setdefault(connection, set())
         for user_id in user_ids:
-            mine.add(user_id)
-            self.watchers.setdefault(user_id, set()).add(connection)
+            if user_id not in mine:
+                mine.add(user_id)
+                self._enlist(connection, user_id)
         if not mine:
             del self._watched_by[connection]
 
@@ -301,8 +307,20 @@ class Audience:
                 rooms.append(room)
         return rooms
 
+    def _enlist(self, connection: Hashable, user_id: str) -> None:
+        watchers = self.watchers.get(user_id, ())
+        if isinstance(watchers, set):
+            watchers.add(connection)
+        elif len(watchers) < FEW:
+            self.watchers[user_id] = (*watchers, connection)
+        else:
+            self.watchers[user_id] = {*watchers, connection}
+
     def _unlist(self, connection: Hashable, user_id: str) -> None:
         watchers = self.watchers[user_id]
-        watchers.remove(connection)
+        if isinstance(watchers, set):
+            watchers.remove(connection)
+        else:
+            watchers = self.watchers[user_id] = tuple(each for each in watchers if each != connection)
         if not watchers:
             del self.watchers[user_id]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["SLICE_US", "VARIANTS", "Flusher", "Pager", "frame_of"]
 
 SLICE_US: Final = 2000  #: microseconds of fan-out between two looks at the sockets
+LOOK_EVERY: Final = 8  #: watchers between two looks at the clock
 OCCUPANCY_S: Final = 1.0  #: seconds between two counts of a crowded room
 SNAPSHOT_SHARE: Final = 8  #: of the public users that may have changed since a snapshot that is used once more
 SNAPSHOT_KEPT_S: Final = 5.0  #: without anybody who wants it: some 25 MB for each 100,000 users
@@ -82,6 +83,8 @@ class Flusher:
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
+        self._watching: list[tuple[Any, list[Record]]] = []  # who watches and is still to be told
+        self._watched_version = 0
         self._owed: dict[Room, None] = {}  # crowded rooms whose count changed and was not told yet
         self._owed_timer: asyncio.TimerHandle | None = None
 
@@ -120,14 +123,13 @@ class Flusher:
             else:
                 room.told_count = None
                 jobs.append((room.audience, self._room_frames(change, delta.version)))
-        if delta.watched:
-            self._tell_watchers(delta.watched, delta.version)
+        self._watching, self._watched_version = list(delta.watched.items()), delta.version
         if self._owed:
             jobs += self._counts(now_s)
         self._run(told, jobs)
 
     def _run(self, told: int, jobs: "list[_Job]") -> None:
-        if jobs:
+        if jobs or self._watching:
             self._engine.flush_begin(told, jobs)
             self._running = True
             self._step()
@@ -183,13 +185,21 @@ class Flusher:
         name = change.room.name
         return self._frames(entries, make_cursor(self._epoch, room_scope(name), version), name, full=change.full)
 
-    def _tell_watchers(self, watched: dict[Any, list[Record]], version: int) -> None:
-        """Watchers are told one by one; those who watch the same and hear the same share one frame."""
-        public = self._service.roster.public
+    def _tell_watchers(self, until_s: float) -> None:
+        """Watchers are told one by one, for about a slice; of those who watch the same and hear the same one frame.
+
+        A frame says what is true when it is made, and is shared within one slice only: between two of them a watcher
+        may have been answered with something newer.
+        """
+        public, watches_of = self._service.roster.public, self._service.audience.watches_of
+        watching, version = self._watching, self._watched_version
         frames: dict[tuple[object, ...], bytes] = {}
-        for peer, records in watched.items():
+        while watching:
+            peer, records = watching.pop()
             if peer.public:  # the public frame tells it of these
                 records = [record for record in records if record.user_id not in public]
+            watched = watches_of(peer)  # by now
+            records = [record for record in records if record.user_id in watched]
             if not records or peer.scope is None:
                 continue
             key = (peer.variant, peer.scope, *[record.user_id for record in records])
@@ -199,16 +209,21 @@ class Flusher:
                 message = UserOnlineStatus([record.entry() for record in records], full=False, cursor=cursor)
                 frame = frames[key] = frame_of(peer.variant, message)
             self._engine.tell(peer.handle, frame)
+            if len(watching) % LOOK_EVERY == 0 and self._loop.time() >= until_s:
+                return
 
     def _step(self) -> None:
-        if self._engine.flush_step(SLICE_US):
-            self._running = False
-            self.touch()
-            if self._owed and not self._running:
-                self._run(self.told, self._counts(self._loop.time()))
+        if self._watching:
+            self._tell_watchers(self._loop.time() + SLICE_US / 1_000_000)
+        if not self._engine.flush_step(SLICE_US) or self._watching:
             self._engine.send()
-        else:
             self._loop.call_soon(self._step)
+            return
+        self._running = False
+        self.touch()
+        if self._owed and not self._running:
+            self._run(self.told, self._counts(self._loop.time()))
+        self._engine.send()
 
 
 class _Snapshot:
