@@ -26,7 +26,7 @@ HEAVY: Final = 256
 #: HTTP requests of one connection in one turn.
 PIPELINED: Final = 16
 #: Seconds of a turn after which what may take long is put off, and seconds that are spent here.
-SLICE_S: Final = 0.01
+SLICE_S: Final = 0.005
 
 
 class Owner(Protocol):

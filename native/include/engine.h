@@ -34,6 +34,7 @@
 
 enum {
     FP_EVENTS = 64,               /* ready sockets a call */
+    FP_RUN_MS = 20,               /* after which no further call is made in the same turn, though more are ready */
     FP_ACCEPTS = 64,              /* new connections a call */
     FP_READ = 65536,              /* bytes of one read in the middle of a message */
     FP_READ_FIRST = 16384,        /* between messages */
@@ -271,8 +272,8 @@ void fp_engine_caught_up(fp_engine *engine, fp_handle handle);
 void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const uint8_t *reason, size_t size);
 /* End an HTTP connection once its answer is written. */
 void fp_engine_finish(fp_engine *engine, fp_handle handle);
-/* Take nothing more of it, or go on: for an owner who has enough to do with what came. Not for long: its end is not
- * noticed meanwhile. */
+/* Take nothing more of it, or go on: for an owner who has enough to do with what came. Not for long: of its
+ * end only a reset is noticed meanwhile. */
 void fp_engine_hold(fp_engine *engine, fp_handle handle, bool held);
 /* Bytes that were gathered for it and that no socket has taken. */
 size_t fp_engine_waiting(fp_engine *engine, fp_handle handle);

@@ -818,8 +818,9 @@ int fp_engine_poll(fp_engine *engine)
                 end(engine, conn, FP_LOST, 1006);
             else if (events[i].events & EPOLLOUT)
                 write_ready(engine, conn);
-        } else if (conn->held) {
-            continue;
+        } else if (conn->held) { /* heard of at all only when it was reset: what its owner has of it is for nobody */
+            if (events[i].events & (EPOLLERR | EPOLLHUP))
+                end(engine, conn, FP_LOST, 1006);
         } else if (conn->kept) {
             go_on(engine, conn); /* its socket takes answers; that it may be gone is read behind what it said */
         } else {

@@ -284,6 +284,24 @@ def test_one_who_unwatches_or_ends_gets_nothing_and_leaves_nothing(service: Onli
     assert not service.audience.watches_of("other")
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 30])
+def test_however_many_watch_a_user_each_is_told_once_until_he_stops(service: OnlineStatusService, count: int) -> None:
+    names = [f"watcher_{number}" for number in range(count)]
+    for name in names:
+        service.watch(name, ["user_1", "user_1"])
+        service.watch(name, ["user_1"])
+    session = online(service, "user_1")
+    for left in range(count, -1, -1):
+        since = service.version
+        service.handle_status_change(session, "busy" if left % 2 else "away", now=NOW)
+        watched = service.collect(since).watched
+        assert sorted(watched, key=str) == sorted(names[:left])
+        assert all(len(records) == 1 for records in watched.values())
+        if left:
+            service.unwatch(names[left - 1], ["user_1"])
+    assert service.audience.watchers == {}
+
+
 def test_forgetting_a_connection_returns_its_rooms_and_a_stranger_has_none(service: OnlineStatusService) -> None:
     service.join_room(None, "observer", "r", now=NOW)
     service.join_room(None, "observer", "s", now=NOW)

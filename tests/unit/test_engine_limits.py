@@ -218,6 +218,17 @@ def test_one_that_is_held_and_then_closed_says_goodbye_as_everybody_does(make_ri
     assert messages(rig) == []
 
 
+def test_one_that_is_held_and_reset_is_over_at_once(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    client = rig.open()
+    rig.engine.hold(client.handle, True)
+    client.send_frame(TEXT, b"unheard")
+    client.reset()
+    rig.until(lambda: rig.stat("connections") == 0)
+    assert [how for _, how, _ in rig.of(ENDED)] == [native.LOST]
+    assert messages(rig) == []
+
+
 def test_one_that_is_held_while_its_socket_is_full_goes_on_only_when_both_are_over(make_rig: MakeRig) -> None:
     rig = make_rig(send_buffer=4096)
     client = rig.open(receive_buffer=4096)
