@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.conftest import Start
-from tests.support.clients import Clients
+from tests.support.clients import Client, Clients
 from tests.support.server import API_KEY, DEADLINE, Server
 
 
@@ -102,13 +102,61 @@ def test_after_a_kill_of_the_worker_everybody_who_was_there_has_a_crash_and_who_
     assert sorted(logged) == sorted([*(f"user_{number}" for number in range(20)), "kol_1", "kol_1"])
 
 
-def test_a_silence_and_a_broken_connection_have_their_causes(start: Start) -> None:
+def test_a_node_that_stood_still_misses_transitions_says_so_and_still_knows_who_was_there(start: Start) -> None:
+    server = start(limits__rate=1_000_000, limits__burst=10_000_000, presence__heartbeat_timeout=60)
+    server.expect("worker died")
+    hosts = [f"host_{number}_".ljust(128, "x") for number in range(8)]  # long names: fewer are more than can wait
+
+    async def story() -> None:
+        async with Clients(server) as clients:
+            connected = [await clients.online(user_id, "kol", public=False) for user_id in hosts]
+            leaver = await clients.online("leaver", public=False)
+            worker = server.worker_pid
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+
+                async def flip(host: Client) -> None:
+                    for _ in range(2500):
+                        await host.send("status_change", status="busy")
+                        await host.send("status_change", status="away")
+                    await host.do("status_change", status="busy")
+
+                await asyncio.gather(*map(flip, connected))
+                await clients.online("newcomer", public=False)  # nothing of these three reaches the node
+                await leaver.do("user_offline")
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert server.event("journal lines dropped")["lines"] > 1000
+            await asyncio.to_thread(eventually, server, hosts[0], lambda entries: entries != [])
+            late = await clients.online("late", public=False)  # its line comes behind the pages
+            await asyncio.to_thread(eventually, server, "late", lambda entries: entries != [])
+            os.kill(worker, signal.SIGKILL)
+            assert await late.ended() == 1006
+            server.event("worker ready")
+            for user_id, was in [*((host, "busy") for host in hosts), ("newcomer", "online"), ("late", "online")]:
+                newest = timeline(server, user_id)[0]
+                assert (newest["cause"], newest["was"]) == ("crash", was)
+            assert "crash" not in [entry["cause"] for entry in timeline(server, "leaver")]
+
+    asyncio.run(story())
+
+
+def test_every_end_has_its_cause(start: Start) -> None:
     server = start()
 
     async def story() -> None:
         async with Clients(server) as clients:
-            await clients.online("silent")
-            eventually(server, "silent", lambda entries: entries[:1] != [] and entries[0]["cause"] == "timeout")
+            for user_id in ("silent", "kicked", "revoked", "closed"):
+                client = await clients.online(user_id)
+                if user_id == "closed":
+                    await client.close()
+            assert server.http("DELETE", "/api/online-status/users/kicked/sessions")[0] == 200
+            assert server.http("POST", "/api/online-status/tokens/revoke", {"user_id": "revoked"})[0] == 200
+            for user_id, cause in {
+                "silent": "timeout", "kicked": "kicked", "revoked": "token", "closed": "closed"
+            }.items():  # fmt: skip
+                found = await asyncio.to_thread(eventually, server, user_id, lambda entries: len(entries) > 1)
+                assert (found[0]["event"], found[0]["cause"]) == ("offline", cause)
 
     asyncio.run(story())
 

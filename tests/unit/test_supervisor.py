@@ -1,6 +1,7 @@
 """The node process, with real child processes and real signals. Every wait has a deadline."""
 
 import contextlib
+import http.client
 import json
 import os
 import queue
@@ -256,6 +257,16 @@ def test_a_worker_that_talks_nonsense_is_replaced(start: Start) -> None:
 def test_a_worker_that_closed_its_link_and_stays_is_killed(start: Start) -> None:
     node = start("closed")
     assert node.event("worker died")["signal"] == "SIGKILL"
+
+
+def test_a_node_whose_worker_is_not_ready_yet_says_so(start: Start) -> None:
+    node = start("mute")
+    port = node.event("admin listening")["port"]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)) as connection:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["message"] == "worker 0 is starting"
 
 
 # Revocations.
