@@ -34,7 +34,7 @@ from fastpresence.client.machine import (
     StopPolling,
     Synced,
 )
-from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, Told
+from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, PollRequest, RosterAnswer, Told
 from fastpresence.client.pulse import Due, Pulse
 from fastpresence.client.roster import RosterCopy
 from fastpresence.client.schedule import Backoff, Then, Timing, after_close, after_refusal
@@ -247,10 +247,13 @@ class ClientCore:
 
     # In: polls.
 
-    def polled(self, answer: PollAnswer, now_ms: float) -> None:
-        """The poll of the last `Poll` was answered."""
+    def polled(self, answer: PollAnswer | RosterAnswer, now_ms: float) -> None:
+        """The request of the last `Poll` was answered."""
         asked = self._poller.asked
-        if asked is None:
+        if isinstance(answer, RosterAnswer):
+            self._take_roster(answer, now_ms)
+            return
+        if not isinstance(asked, PollRequest):
             return
         self._pulse.answered(now_ms)
         if answer.more and answer.cursor == asked.cursor:
@@ -259,6 +262,7 @@ class ClientCore:
         told = self._poller.answered(answer, now_ms)
         if told is not None:
             self._take_poll(told, {room.room: room.count for room in answer.room_occupancy})
+            self._next_poll(now_ms)
 
     def poll_failed(
         self,
@@ -275,6 +279,9 @@ class ClientCore:
             reason = f"the server refused the poll: HTTP {http_status}"
         if http_status == 401 and not self._renewable:
             self.refuse(ConnectionFailed(reason))
+            return
+        if http_status in (403, 404, 405, 422) and self._poller.roster_answered() is not None:
+            self._next_poll(now_ms)  # it can't be had: the rest of the round is as good as before
             return
         self._poller.failed(now_ms, http_status=http_status, retry_after_ms=retry_after_ms)
         if self._poller.due_ms != now_ms:  # else it is asked again, in another way
@@ -296,13 +303,29 @@ class ClientCore:
             if self.wishes.rooms.keys() >= set(part.rooms) and self.copy.watched.keys() >= set(part.user_ids):
                 self.copy.cursor = told.cursor  # a socket goes on from here
         self._events.extend(self.copy.take_poll(told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole))
-        if told.last:
-            for request_id in self._carried:
-                self._answer(request_id, Ack(request_id))
-            self._carried = []
-            if self.stale:
-                self.stale = False
-                self._events.append(Synced(polled=True))
+        if told.full or told.entries:
+            self._poller.rosters({*self.wishes.rooms, *self.copy.rooms} - crowded.keys())
+
+    def _take_roster(self, answer: RosterAnswer, now_ms: float) -> None:
+        room = self._poller.roster_answered()
+        if room is None:
+            return
+        if room in self.wishes.rooms or room in self.copy.rooms:
+            if answer.user_status is None:
+                self._crowded(RoomOccupancy(room, answer.count))
+            else:
+                self._events.extend(self.copy.take(UserOnlineStatus(answer.user_status, full=True, room=room)))
+        self._next_poll(now_ms)
+
+    def _next_poll(self, now_ms: float) -> None:
+        if not self._poller.advance(now_ms):
+            return
+        for request_id in self._carried:
+            self._answer(request_id, Ack(request_id))
+        self._carried = []
+        if self.stale:
+            self.stale = False
+            self._events.append(Synced(polled=True))
 
     # In: what the user of the client wants. Each returns the id of its request, and raises ConnectionFailed when
     # nobody can be told just now; status, watches and rooms are told at the next connection then. A call that is hung

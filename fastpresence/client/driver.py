@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from ssl import SSLContext
 from typing import Any, Final
+from urllib.parse import quote
 from weakref import WeakSet
 
 import msgspec
@@ -34,7 +35,7 @@ from fastpresence.client.machine import (
     Synced,
 )
 from fastpresence.client.phone import Call
-from fastpresence.client.polling import PollAnswer
+from fastpresence.client.polling import PollAnswer, PollRequest, RosterAnswer
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
 from fastpresence.client.streams import Changes, Mailbox
@@ -54,6 +55,7 @@ MESSAGES_KEPT: Final = 1000
 CALLS_KEPT: Final = 100
 
 _decode_poll: Final = msgspec.json.Decoder(PollAnswer).decode
+_decode_roster: Final = msgspec.json.Decoder(RosterAnswer).decode
 
 
 class Driver:
@@ -273,13 +275,17 @@ class Driver:
     async def _poll(self, poll: Poll) -> None:
         """One poll, whose end the machine is told."""
         failed: dict[str, Any] = {}
-        answer: PollAnswer | None = None
+        answer: PollAnswer | RosterAnswer | None = None
+        request = poll.request
         try:
             async with asyncio.timeout(self._timing.poll_timeout_ms / 1000):
                 token = await self._fetch_token(fresh=poll.fresh_token)
-                response = await self._http.post(token, msgspec.json.encode(poll.request))
+                if isinstance(request, PollRequest):
+                    response = await self._http.post(token, msgspec.json.encode(request))
+                else:
+                    response = await self._http.get(f"rooms/{quote(request.room, safe='')}", token)
             if response.status == 200:
-                answer = _decode_poll(response.body)
+                answer = (_decode_poll if isinstance(request, PollRequest) else _decode_roster)(response.body)
             else:
                 failed = {"http_status": response.status, "retry_after_ms": response.retry_after_ms}
         except (OSError, FastPresenceError) as exc:

@@ -80,7 +80,7 @@ class _Response:
 
 
 class HttpLink:
-    """Posts to one URL, one request at a time."""
+    """Requests to one host, one at a time. `url` is where polls go."""
 
     def __init__(self, url: str, ssl_context: SSLContext | None = None) -> None:
         parts = urlsplit(url)
@@ -91,14 +91,22 @@ class HttpLink:
         self._ssl_context = ssl_context
         self._authority = parts.netloc.rpartition("@")[2]
         self._target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        self._base = parts.path.rpartition("/")[0]
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def post(self, token: str, body: bytes) -> HttpAnswer:
         """The answer to a JSON body. Raises ConnectionFailed or OSError; cancelled, it leaves no connection open."""
+        head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return await self._request("POST", self._target, token, head, body)
+
+    async def get(self, path: str, token: str) -> HttpAnswer:
+        """The answer of what is at `path` beside the polls, such as `rooms/lobby`; names in it are quoted. The same."""
+        return await self._request("GET", f"{self._base}/{path}", token)
+
+    async def _request(self, method: str, target: str, token: str, head: str = "", body: bytes = b"") -> HttpAnswer:
         request = (
-            f"POST {self._target} HTTP/1.1\r\nHost: {self._authority}\r\nAuthorization: {bearer(token)}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\nAuthorization: {bearer(token)}\r\n{head}\r\n"
         ).encode("latin-1") + body
         kept = self._writer is not None
         done = False

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from fastpresence.client.calls import CallEvent
-from fastpresence.client.polling import PollRequest
+from fastpresence.client.polling import PollRequest, RosterRequest
 from fastpresence.client.roster import Change
 from fastpresence.errors import FastPresenceError
 from fastpresence.messages import (
@@ -148,9 +148,9 @@ class StateChanged(Struct, frozen=True):
 
 
 class Poll(Struct, frozen=True):
-    """Carry out this poll; tell `polled`, or `poll_failed`."""
+    """Carry out this poll, or ask for this room's roster; tell `polled`, or `poll_failed`."""
 
-    request: PollRequest
+    request: PollRequest | RosterRequest
     fresh_token: bool
 
 

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastpresence.client import ConnectionFailed, PresenceClient, RequestRefused, Timing
 from fastpresence.client import __main__ as live_view
+from tests.conftest import Start
+from tests.support.certificate import certify
 from tests.support.clients import Client, Clients, until
 from tests.support.proxy import Proxy
 from tests.support.scene import fresh
@@ -146,9 +149,11 @@ def test_a_watch_and_a_room_of_a_client_that_polls_take_effect_with_the_next_pol
                 assert not client.status_of(other_id).online
                 await client.join(room)
                 assert client.status_of(other_id).online
+                assert set(client.members(room)) == {name, other_id}
                 await until(lambda: name in other.view.rooms[room], "the one who polls is in the room")
                 await other.do("unsubscribe", rooms=[room])
                 await until(lambda: not client.status_of(other_id).online, "the one who left is seen no more")
+                assert set(client.members(room)) == {name}
                 await client.watch(other_id)
                 assert client.status_of(other_id).online
                 await client.leave(room)
@@ -221,6 +226,50 @@ def test_a_token_revoked_under_a_poller_is_replaced(server: Server) -> None:
     run(story)
 
 
+def test_a_public_member_s_coming_and_going_shows_in_a_polled_room(server: Server) -> None:
+    async def story() -> None:
+        host_id, room, other_room = fresh("kol"), fresh("room"), fresh("room")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            host = await others.online(host_id, "kol")
+            host.keep_beating(0.4)
+            async with client_of(server, fresh("user"), url=proxy.url, device="d") as client:
+                await client.join(room)
+                await client.join(other_room)
+                await without_sockets(proxy, client)
+                await host.do("subscribe", rooms=[room])
+                await until(lambda: host_id in client.members(room), "he came")
+                await host.do("unsubscribe", rooms=[room])
+                await until(lambda: host_id not in client.members(room), "he went")
+                assert client.status_of(host_id).online
+                assert host_id not in client.members(other_room)
+
+    run(story)
+
+
+def test_polls_go_over_tls_to_an_address_of_their_own(start: Start, tmp_path: Path) -> None:
+    certificate = certify(tmp_path)
+    server = start(server__tls_cert=certificate.cert, server__tls_key=certificate.key)
+
+    async def story() -> None:
+        host_id = fresh("kol")
+        async with Clients(server) as others:
+            host = await others.online(host_id, "kol")
+            host.keep_beating(0.4)
+            nowhere = client_of(
+                server,
+                fresh("user"),
+                url="wss://127.0.0.1:1/ws",
+                poll_url=f"https://127.0.0.1:{server.port}/api/online-status/poll",
+                ssl_context=server.tls,
+            )
+            async with nowhere as client:
+                assert (client.state, client.freshness) == ("failed", "polled")
+                await host.do("status_change", status="busy")
+                await until(lambda: client.status_of(host_id).status == "busy", "a change, polled")
+
+    run(story)
+
+
 def test_an_observer_without_a_socket_is_seen_by_nobody(server: Server) -> None:
     async def story() -> None:
         name = fresh("user")
@@ -268,7 +317,8 @@ def test_a_crowded_room_is_a_number_on_a_socket_and_in_polls_and_then_a_roster_a
                 assert client.occupancy(room) == total
                 for each in more:
                     await each.do("unsubscribe", rooms=[room])
-                await until(lambda: client.status_of(members[0].user_id).online, "members again, polled")
+                await until(lambda: len(client.members(room)) == 3, "members again, polled")
+                assert members[0].user_id in client.members(room)
                 await with_sockets(proxy, client)
                 await until(lambda: len(client.members(room)) == 3, "the roster again")
                 assert client.occupancy(room) == 3

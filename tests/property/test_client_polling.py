@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fastpresence.client.core import ClientCore
 from fastpresence.client.machine import Connect, Phase, Poll
-from fastpresence.client.polling import PollAnswer
+from fastpresence.client.polling import PollAnswer, RosterAnswer, RosterRequest
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
 from fastpresence.errors import NotOnline
@@ -187,13 +187,16 @@ class PollingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.core.phase in (Phase.RESTING, Phase.PROBING))
     @rule()
     def poll(self) -> None:
-        """A whole round, unless one page more is to come than there are users."""
+        """A whole round, with nobody doing anything meanwhile; or the rest of one."""
+        whole = self.core._poller.between_rounds
         for _ in range(2 * len(OTHERS)):
             self.ask()
             if self.asked is None:
                 return
             self.answer()
             if self.core.freshness == "polled" and self.core._poller.between_rounds:
+                if whole:
+                    self.check_members()
                 return
 
     @precondition(lambda self: self.asked is not None)
@@ -201,6 +204,10 @@ class PollingMachine(RuleBasedStateMachine):
     def answer(self) -> None:
         assert self.asked is not None
         request, self.asked = self.asked.request, None
+        if isinstance(request, RosterRequest):
+            self.core.polled(self.roster(request.room), self.now.ms)
+            self.drain()
+            return
         rooms = request.rooms or []
         self.service.handle_poll("me", device=request.device, status=request.status, rooms=rooms, now=self.now)
         self.service.audience.changed_rooms(0)
@@ -213,6 +220,16 @@ class PollingMachine(RuleBasedStateMachine):
         self.drain()
         if not told.more and same and {r.room for r in told.room_occupancy} == self.crowded_rooms():
             self.check()
+
+    def roster(self, name: str) -> RosterAnswer:
+        """As the server's route answers it."""
+        room = self.service.audience.rooms.get(name)
+        if room is None:
+            return RosterAnswer(name, 0, [])
+        if room.crowded:
+            return RosterAnswer(name, room.shown)
+        entries = [member.record.entry() for member in room.members.values() if not member.left]
+        return RosterAnswer(name, len(entries), entries)
 
     @precondition(lambda self: self.asked is not None)
     @rule()
@@ -329,6 +346,14 @@ class PollingMachine(RuleBasedStateMachine):
                 assert held == true
             else:
                 assert not held.online, (held, true, seen)
+
+    def check_members(self) -> None:
+        for name in self.core.wishes.rooms:
+            roster = self.roster(name)
+            if roster.user_status is None:
+                assert self.core.copy.occupancy[name] == roster.count
+            else:
+                assert set(self.core.copy.rooms[name]) == {entry.user_id for entry in roster.user_status}
 
     @invariant()
     def changes_add_up_to_the_copy(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from fastpresence.client import http as http_module
 from fastpresence.client.http import HttpAnswer, HttpLink, poll_url
@@ -40,7 +41,7 @@ class Server:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+                length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0] or b"0")
                 self.requests.append(head + await reader.readexactly(length))
                 answer = self.answers.pop(0)
                 if answer is None:
@@ -57,21 +58,32 @@ class Server:
             self.closed.set()
 
 
-def run(server: Callable[[], Server], story: Story) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            behind = server()
-            async with behind.listening() as url:
-                link = HttpLink(url)
-                try:
-                    await story(link, behind)
-                finally:
-                    await link.close()
-
-    asyncio.run(main())
+Run = Callable[[Callable[[], Server], Story], None]
 
 
-def test_one_connection_carries_one_poll_after_the_other() -> None:
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a story against a server, with a deadline."""
+
+    def runner(server: Callable[[], Server], story: Story) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(DEADLINE_S):
+                behind = server()
+                async with behind.listening() as url:
+                    link = HttpLink(url)
+                    try:
+                        await story(link, behind)
+                    finally:
+                        await link.close()
+
+        factory = uvloop.new_event_loop if request.param == "uvloop" else None
+        with asyncio.Runner(loop_factory=factory) as loop:
+            loop.run(main())
+
+    return runner
+
+
+def test_one_connection_carries_one_poll_after_the_other(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         for _ in range(3):
             assert await link.post("token", b'{"cursor":"c"}') == HttpAnswer(200, b"{}", 0.0)
@@ -82,6 +94,16 @@ def test_one_connection_carries_one_poll_after_the_other() -> None:
         assert body == b'{"cursor":"c"}'
 
     run(lambda: Server(OK, OK, OK), story)
+
+
+def test_what_is_beside_the_polls_is_asked_for_on_the_same_connection(run: Run) -> None:
+    async def story(link: HttpLink, server: Server) -> None:
+        await link.post("t", b"{}")
+        assert (await link.get("rooms/a%3Ab", "t")).body == b"{}"
+        assert server.connections == 1
+        assert server.requests[1].startswith(b"GET /api/rooms/a%3Ab HTTP/1.1\r\n")
+
+    run(lambda: Server(OK, OK), story)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +118,7 @@ def test_one_connection_carries_one_poll_after_the_other() -> None:
         (b"HTTP/1.1 302 Found\r\nLocation: http://else/\r\nContent-Length: 0\r\n\r\n", HttpAnswer(302, b"", 0.0)),
     ],
 )
-def test_answers_of_all_forms_are_read(answer: bytes, expected: HttpAnswer) -> None:
+def test_answers_of_all_forms_are_read(run: Run, answer: bytes, expected: HttpAnswer) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         assert await link.post("t", b"{}") == expected
         assert await link.post("t", b"{}") == HttpAnswer(200, b"{}", 0.0)
@@ -105,7 +127,7 @@ def test_answers_of_all_forms_are_read(answer: bytes, expected: HttpAnswer) -> N
     run(lambda: Server(answer, OK), story)
 
 
-def test_a_body_that_ends_with_the_connection_is_read_to_its_end() -> None:
+def test_a_body_that_ends_with_the_connection_is_read_to_its_end(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         assert (await link.post("t", b"{}")).body == b"all of it"
         assert (await link.post("t", b"{}")).body == b"{}"
@@ -114,7 +136,7 @@ def test_a_body_that_ends_with_the_connection_is_read_to_its_end() -> None:
     run(lambda: Server(b"HTTP/1.1 200 OK\r\n\r\nall of it", OK, hangs_up=True), story)
 
 
-def test_a_connection_that_was_closed_while_it_waited_is_replaced_once() -> None:
+def test_a_connection_that_was_closed_while_it_waited_is_replaced_once(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         await link.post("t", b"{}")
         await server.closed.wait()
@@ -125,7 +147,7 @@ def test_a_connection_that_was_closed_while_it_waited_is_replaced_once() -> None
     run(lambda: Server(OK, OK, hangs_up=True), story)
 
 
-def test_the_last_words_of_a_server_that_will_not_go_on_are_heeded() -> None:
+def test_the_last_words_of_a_server_that_will_not_go_on_are_heeded(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         await link.post("t", b"{}")
         await link.post("t", b"{}")
@@ -146,7 +168,7 @@ def test_the_last_words_of_a_server_that_will_not_go_on_are_heeded() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
     ],
 )
-def test_what_is_no_whole_answer_is_a_failure(answer: bytes | None) -> None:
+def test_what_is_no_whole_answer_is_a_failure(run: Run, answer: bytes | None) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         with pytest.raises((ConnectionFailed, ConnectionError)):
             await link.post("t", b"{}")
@@ -156,7 +178,7 @@ def test_what_is_no_whole_answer_is_a_failure(answer: bytes | None) -> None:
     run(lambda: Server(answer, OK, hangs_up=True), story)
 
 
-def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_without_end_is_not_read_to_its_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "BODY_MAX", 1_000)
 
     async def story(link: HttpLink, server: Server) -> None:
@@ -166,7 +188,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.Monkey
     run(lambda: Server(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"a" * 100_000), story)
 
 
-def test_a_poll_that_is_given_up_leaves_no_connection_open() -> None:
+def test_a_poll_that_is_given_up_leaves_no_connection_open(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -185,7 +207,7 @@ def test_a_poll_that_is_given_up_leaves_no_connection_open() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "t\r\nX-Evil: 1", "a" * 9_000])
-def test_a_token_that_is_none_never_reaches_the_wire(token: str) -> None:
+def test_a_token_that_is_none_never_reaches_the_wire(run: Run, token: str) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         with pytest.raises(ConnectionFailed):
             await link.post(token, b"{}")
@@ -200,7 +222,7 @@ def test_where_a_servers_polls_are_follows_from_where_its_socket_is() -> None:
     assert poll_url("wss://a.example/presence/ws") == "https://a.example/presence/api/online-status/poll"
 
 
-def test_what_is_no_url_fails_when_it_is_needed() -> None:
+def test_what_is_no_url_fails_when_it_is_needed(run: Run) -> None:
     async def story(link: HttpLink, server: Server) -> None:
         with pytest.raises(ConnectionFailed, match="not an HTTP URL"):
             await HttpLink("ftp://example").post("t", b"{}")

@@ -17,7 +17,7 @@ from fastpresence.client.machine import (
     StopPolling,
     Synced,
 )
-from fastpresence.client.polling import PollAnswer, Poller, PollRequest, RoomCount
+from fastpresence.client.polling import PollAnswer, Poller, PollRequest, RoomCount, RosterAnswer, RosterRequest, Told
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
 from fastpresence.errors import ConnectionFailed
@@ -52,59 +52,73 @@ def poller(**timing: Any) -> Poller:
     return poller
 
 
+def asked(polls: Poller, rooms: list[str], watched: list[str], status: Status | None) -> PollRequest:
+    request = polls.ask(rooms, watched, status)
+    assert isinstance(request, PollRequest)
+    return request
+
+
+def answered(polls: Poller, told: PollAnswer, now_ms: float) -> Told | None:
+    """And on to what is next."""
+    found = polls.answered(told, now_ms)
+    if found is not None:
+        polls.advance(now_ms)
+    return found
+
+
 def test_polls_come_every_interval_with_jitter_and_bring_their_cursor() -> None:
     polls = poller()
     assert polls.due_ms == 0
-    assert polls.ask([], [], None) == PollRequest(rooms=[], device="laptop")
+    assert asked(polls, [], [], None) == PollRequest(rooms=[], device="laptop")
     assert polls.due_ms is None
-    told = polls.answered(answer(full=True, cursor="p1"), 100)
+    told = answered(polls, answer(full=True, cursor="p1"), 100)
     assert told is not None
-    assert (told.last, told.full, told.part.whole) == (True, True, True)
+    assert (polls.works, told.full, told.part.whole) == (True, True, True)
     assert polls.due_ms == 100 + 5_500
-    assert polls.ask([], [], None) == PollRequest(cursor="p1", rooms=[], device="laptop")
+    assert asked(polls, [], [], None) == PollRequest(cursor="p1", rooms=[], device="laptop")
 
 
 def test_pages_are_asked_for_at_once_and_told_together() -> None:
     polls = poller()
-    polls.ask([], [], None)
-    assert polls.answered(answer(entry("kol_1"), full=True, more=True, cursor="half"), 10) is None
+    asked(polls, [], [], None)
+    assert answered(polls, answer(entry("kol_1"), full=True, more=True, cursor="half"), 10) is None
     assert polls.due_ms == 10
-    assert polls.ask([], [], None).cursor == "half"
-    told = polls.answered(answer(entry("kol_2"), full=False, cursor="whole"), 20)
+    assert asked(polls, [], [], None).cursor == "half"
+    told = answered(polls, answer(entry("kol_2"), full=False, cursor="whole"), 20)
     assert told is not None
     assert ([e.user_id for e in told.entries], told.full) == (["kol_1", "kol_2"], True)
-    assert polls.ask([], [], None).cursor == "whole"
+    assert asked(polls, [], [], None).cursor == "whole"
 
 
 def test_a_full_answer_in_the_middle_of_changes_replaces_them() -> None:
     polls = poller()
-    polls.ask([], [], None)
-    polls.answered(answer(entry("kol_1"), more=True, cursor="half"), 10)
-    polls.ask([], [], None)
-    told = polls.answered(answer(entry("kol_2"), full=True), 20)
+    asked(polls, [], [], None)
+    answered(polls, answer(entry("kol_1"), more=True, cursor="half"), 10)
+    asked(polls, [], [], None)
+    told = answered(polls, answer(entry("kol_2"), full=True), 20)
     assert told is not None
     assert ([e.user_id for e in told.entries], told.full) == (["kol_2"], True)
 
 
 def test_half_an_answer_is_void_when_the_rest_fails() -> None:
     polls = poller()
-    polls.ask([], [], None)
-    polls.answered(answer(entry("kol_1"), full=True, more=True, cursor="half"), 10)
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
+    answered(polls, answer(entry("kol_1"), full=True, more=True, cursor="half"), 10)
+    asked(polls, [], [], None)
     polls.failed(20)
-    assert polls.ask([], [], None).cursor is None
+    assert asked(polls, [], [], None).cursor is None
 
 
 def test_the_status_is_told_first_when_it_changes_and_when_it_may_have_been_forgotten() -> None:
     polls = poller()
 
     def told(status: Status | None) -> Status | None:
-        request = polls.ask([], [], status)
-        polls.answered(answer(), 0)
+        request = asked(polls, [], [], status)
+        answered(polls, answer(), 0)
         return request.status
 
     assert [told("busy"), told("busy"), told("away"), told("away")] == ["busy", None, "away", None]
-    polls.ask([], [], "away")
+    asked(polls, [], [], "away")
     polls.failed(0)
     assert told("away") == "away"
 
@@ -113,47 +127,47 @@ def test_who_watches_many_asks_in_parts_and_the_round_is_over_with_the_last() ->
     polls = poller()
     watched = [f"user_{number}" for number in range(2_500)]
     sizes: list[tuple[int, list[str] | None]] = []
-    asked: list[str] = []
-    while not asked or not polls.between_rounds:
-        request = polls.ask(["lobby"], watched, None)
-        asked.extend(request.user_ids or [])
+    named: list[str] = []
+    while not named or not polls.between_rounds:
+        request = asked(polls, ["lobby"], watched, None)
+        named.extend(request.user_ids or [])
         sizes.append((len(request.user_ids or []), request.rooms))
-        told = polls.answered(answer(cursor=f"part {len(sizes)}"), 0)
+        told = answered(polls, answer(cursor=f"part {len(sizes)}"), 0)
         assert told is not None
         assert told.part.whole == (len(sizes) == 1)
-        assert polls.works == told.last
+        assert polls.works == polls.between_rounds
     assert sizes == [(1000, ["lobby"]), (1000, None), (500, None)]
-    assert asked == watched
-    assert polls.ask(["lobby"], watched, None).cursor == "part 1"
+    assert named == watched
+    assert asked(polls, ["lobby"], watched, None).cursor == "part 1"
 
 
 def test_a_poll_fits_into_the_body_that_a_server_takes() -> None:
     import msgspec
 
     polls = poller()
-    request = polls.ask([f"r{n}" + "r" * 120 for n in range(50)], ["u" * 123 + f"{n:05}" for n in range(5000)], None)
+    request = asked(polls, [f"r{n}" + "r" * 120 for n in range(50)], ["u" * 123 + f"{n:05}" for n in range(5000)], None)
     assert len(msgspec.json.encode(request)) < 65_536
 
 
 def test_another_scope_has_no_cursor_yet() -> None:
     polls = poller()
-    polls.ask([], [], None)
-    polls.answered(answer(), 0)
-    assert polls.ask(["lobby"], [], None).cursor is None
+    asked(polls, [], [], None)
+    answered(polls, answer(), 0)
+    assert asked(polls, ["lobby"], [], None).cursor is None
 
 
 def test_failures_come_less_and_less_often_and_retry_after_is_heeded() -> None:
     polls = poller(jitter=0.0)
     waits = []
     for _ in range(6):
-        polls.ask([], [], None)
+        asked(polls, [], [], None)
         polls.failed(0, http_status=500)
         waits.append(polls.due_ms)
     assert waits == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
-    polls.ask([], [], None)
-    polls.answered(answer(), 0)
+    asked(polls, [], [], None)
+    answered(polls, answer(), 0)
     assert polls.due_ms == 5_000
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
     polls.failed(0, http_status=429, retry_after_ms=30_000)
     polls.soon(0)
     assert polls.due_ms == 30_000
@@ -161,51 +175,86 @@ def test_failures_come_less_and_less_often_and_retry_after_is_heeded() -> None:
 
 def test_a_refused_token_is_replaced_at_once_and_only_once() -> None:
     polls = poller()
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
     polls.failed(7, http_status=401)
     assert (polls.due_ms, polls.fresh_token) == (7, True)
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
     polls.failed(8, http_status=401)
     assert polls.due_ms == 8 + 5_500
-    polls.ask([], [], None)
-    polls.answered(answer(), 9)
+    asked(polls, [], [], None)
+    answered(polls, answer(), 9)
     assert not polls.fresh_token
 
 
 def test_what_is_not_allowed_is_not_asked_for_any_more() -> None:
     polls = poller()
-    assert polls.ask(["secret"], ["kol_1"], None).rooms == ["secret"]
+    assert asked(polls, ["secret"], ["kol_1"], None).rooms == ["secret"]
     polls.failed(0, http_status=403)
     assert polls.due_ms == 0
-    assert polls.ask(["secret"], ["kol_1"], None) == PollRequest(rooms=[], device="laptop")
+    assert asked(polls, ["secret"], ["kol_1"], None) == PollRequest(rooms=[], device="laptop")
 
 
 def test_something_to_tell_is_polled_at_once_or_right_after_the_poll_under_way() -> None:
     polls = poller()
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
     polls.soon(5)
     assert polls.due_ms is None
-    polls.answered(answer(), 10)
+    answered(polls, answer(), 10)
     assert polls.due_ms == 10
-    polls.ask([], [], None)
-    polls.answered(answer(), 10)
+    asked(polls, [], [], None)
+    answered(polls, answer(), 10)
     polls.soon(20)
     assert polls.due_ms == 20
 
 
+def test_rosters_are_asked_for_behind_the_last_part_and_some_in_each_round() -> None:
+    polls = poller()
+    rooms = [f"room_{number}" for number in range(7)]
+    seen = []
+    for told in (True, False, False):
+        asked(polls, rooms, [], None)
+        assert polls.answered(answer(), 0)
+        if told:
+            polls.rosters(rooms)
+        while not polls.advance(0):
+            assert polls.due_ms == 0
+            request = polls.ask(rooms, [], None)
+            assert isinstance(request, RosterRequest)
+            assert polls.roster_answered() == request.room
+            seen.append(request.room)
+        seen.append("")
+    assert seen == [*rooms[:5], "", *rooms[5:], "", ""]
+
+
+def test_a_roster_that_did_not_come_is_asked_for_in_the_next_round() -> None:
+    polls = poller()
+    for _ in range(2):
+        asked(polls, ["lobby"], [], None)
+        assert polls.answered(answer(), 0)
+        polls.rosters(["lobby"])
+        assert not polls.advance(0)
+        assert polls.ask(["lobby"], [], None) == RosterRequest("lobby")
+        polls.failed(0)
+        assert not polls.works
+    asked(polls, ["lobby"], [], None)
+    assert polls.answered(answer(), 0)
+    assert not polls.advance(0)
+    assert polls.ask(["lobby"], [], None) == RosterRequest("lobby")
+
+
 def test_who_has_stopped_polls_no_more_and_begins_anew() -> None:
     polls = poller()
-    polls.ask([], [], None)
-    polls.answered(answer(), 0)
-    polls.ask([], [], None)
+    asked(polls, [], [], None)
+    answered(polls, answer(), 0)
+    asked(polls, [], [], None)
     assert polls.stop()
     assert not polls.stop()
-    assert polls.answered(answer(), 0) is None
+    assert answered(polls, answer(), 0) is None
     polls.soon(0)
     assert polls.due_ms is None
     polls.begin(3)
     assert polls.due_ms == 3
-    assert polls.ask([], [], None).cursor is None
+    assert asked(polls, [], [], None).cursor is None
 
 
 # In the machine.
@@ -216,6 +265,7 @@ class Rig:
 
     def __init__(self, *, online: bool = True, renewable: bool = True, **options: Any) -> None:
         self.now_ms = 0.0
+        self.rosters: dict[str, list[StatusEntry]] = {}
         timing = Timing(delays_ms=(0,), jitter=0.0)
         self.core = ClientCore(
             random=lambda: 0.5, timing=timing, online=online, renewable=renewable, device="laptop", **options
@@ -260,9 +310,15 @@ class Rig:
         return events
 
     def poll(self, told: PollAnswer) -> list[Event]:
-        """The poll under way is answered."""
+        """The poll under way is answered, and so are rosters that are asked for behind it."""
         self.core.polled(told, self.now_ms)
-        return self.core.events()
+        events = self.core.events()
+        while self.core._poller._rosters and not self.core._poller._parts:
+            (asked,) = of(self.tick(), Poll)
+            entries = self.rosters.get(asked.request.room, [])
+            self.core.polled(RosterAnswer(asked.request.room, len(entries), entries), self.now_ms)
+            events.extend(self.core.events())
+        return events
 
 
 def of(events: list[Event], kind: type[Any]) -> list[Any]:
@@ -450,7 +506,9 @@ def test_a_socket_that_has_a_room_to_see_takes_everything_anew_and_nobody_flicke
     rig.answer_all()
     rig.core.receive(UserOnlineStatus([entry("user_2")], full=True, room="lobby", cursor="r"), rig.now_ms)
     rig.fail()
+    rig.rosters["lobby"] = [entry("user_2"), entry("user_3")]
     rig.poll(answer(entry("kol_1"), entry("kol_2"), entry("user_2"), entry("user_3"), full=True))
+    assert set(rig.core.copy.rooms["lobby"]) == {"user_2", "user_3"}
     rig.core.start(rig.now_ms)
     assert of(rig.core.events(), Connect) == [Connect(None, True)]
     rig.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), rig.now_ms)
@@ -465,7 +523,7 @@ def test_a_socket_that_has_a_room_to_see_takes_everything_anew_and_nobody_flicke
             roster = UserOnlineStatus([entry("user_2"), entry("user_3")], full=True, room="lobby", cursor="r2")
             rig.core.receive(roster, rig.now_ms)
     changes = of(rig.core.events(), Change)
-    assert {(change.user_id, change.entry.online) for change in changes} == {("user_3", True)}
+    assert changes == []
     assert {user_id for user_id, held in rig.core.copy.entries.items() if held.online} == {"kol_1", "user_2", "user_3"}
     assert rig.core.freshness == "live"
 
@@ -534,7 +592,9 @@ def test_who_left_the_rooms_is_seen_no_more_and_who_is_watched_stays() -> None:
     rig.answer_all()
     rig.core.receive(UserOnlineStatus([entry("user_2"), entry("user_3")], full=True, room="lobby"), rig.now_ms)
     rig.fail()
+    rig.rosters["lobby"] = [entry("user_2"), entry("user_3")]  # and user_4 in a room whose roster can't be had
     rig.poll(answer(entry("kol_1"), entry("user_2"), entry("user_3"), entry("user_4"), full=True))
+    rig.rosters["lobby"] = [entry("user_3")]
     rig.wait(5_000)
     changes = of(rig.poll(answer(entry("user_2", rev=2, left=True), entry("user_4", rev=2, left=True))), Change)
     assert [(change.user_id, change.room, change.left) for change in changes] == [
