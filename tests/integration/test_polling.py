@@ -1,6 +1,9 @@
 """Polling: present without a socket, and to a socket and back without anybody seeing a flicker."""
 
 import asyncio
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import Clients, RawClient
+from tests.support.clients import Clients, Frame, RawClient
 from tests.support.scene import Scene, fresh
 from tests.support.server import API_KEY, Server, shared
 from tests.support.tokens import signed
@@ -483,5 +486,97 @@ def test_who_polls_more_often_than_a_connection_may_send_is_told_to_wait_and_nob
         assert set(statuses[15:]) == {429}
         await Poller(server, "user_2").poll()
         assert server.http("GET", f"{BASE}/user_1", key=token)[0] == 200
+
+    asyncio.run(story())
+
+
+def test_after_the_worker_died_polls_go_on_with_everything_anew(start: Start) -> None:
+    server = start(presence__heartbeat_timeout=60)
+    server.expect("worker died")
+
+    async def story() -> None:
+        async with Clients(server) as clients:
+            poller = Poller(server, "kol_1", "kol")
+            host = await clients.online("kol_2", "kol", status="busy")
+            await poller.poll(status="away")
+            assert poller.believes == {"kol_1": "away", "kol_2": "busy"}
+            os.kill(server.worker_pid, signal.SIGKILL)
+            assert await host.ended() == 1006
+            server.event("worker ready")
+            assert (await poller.poll(status="away"))["full"] is True
+            await poller.poll()
+            assert poller.believes == {"kol_1": "away"}
+            back = await clients.connect("user_1", cursor=poller.cursor)
+            frame = await back.take("user_online_status")
+            assert (frame["full"], frame["user_status"]) == (False, [])
+
+    asyncio.run(story())
+
+
+# Very many.
+
+
+def test_long_lists_come_in_frames_of_five_hundred_and_changes_too(start: Start) -> None:
+    """Those who are many are here by polls: pipelined, they cost no connection each."""
+    server = start(presence__heartbeat_timeout=60, limits__rate=10_000, limits__burst=10_000)
+    ids = [f"kol_{number}" for number in range(520)]
+
+    async def all_poll(cursor: str, **asked: object) -> None:
+        body = json.dumps({"cursor": cursor, "rooms": ["studio"], **asked})
+        async with RawClient.open(server) as raw:
+            for user_id in ids:
+                head = f"POST {POLL} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {signed(user_id, 'kol')}\r\n"
+                raw.send(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            for _ in ids:
+                assert (await raw.response())[0] == 200
+
+    def whole(frames: list[Frame], *, full: bool) -> str:
+        """Two frames that tell of everybody once; the cursor of the last."""
+        first, last = frames
+        assert (first["full"], last["full"]) == (full, full)
+        assert (first["more"], "more" in last) == (True, False)
+        assert "cursor" not in first
+        assert (len(first["user_status"]), len(last["user_status"])) == (500, 20)
+        assert {entry["user_id"] for frame in frames for entry in frame["user_status"]} == set(ids)
+        return str(last["cursor"])
+
+    async def story() -> None:
+        async with Clients(server) as clients:
+
+            async def frames(count: int, public: str | None, scopes: list[tuple[dict[str, Any], str | None]]) -> Any:
+                """What a newcomer is told who brings these cursors, or none."""
+                client = await clients.connect(fresh("user"), cursor=public)
+                await client.until(lambda: len(client.came("user_online_status")) >= count, "the public users")
+                told = [client.came("user_online_status")[:count]]
+                for scope, cursor in scopes:
+                    before = len(client.came("user_online_status"))
+                    await client.do("subscribe", **scope, cursor=cursor)
+                    await client.beat()
+                    told.append(client.came("user_online_status")[before : before + count])
+                await client.close()
+                return told
+
+            scopes: list[dict[str, Any]] = [{"user_ids": ids}, {"rooms": ["studio"]}]
+            poller = Poller(server, "user_1")
+            await poller.poll(rooms=["studio"])
+            assert poller.cursor is not None
+            observer = await clients.connect("observer", public=False)
+            await observer.do("subscribe", user_ids=ids[-1:])
+            await all_poll(poller.cursor)
+            await observer.sees(ids[-1], "online")  # what a flush had still to tell has been told
+            told = await frames(2, None, [(scope, None) for scope in scopes])
+            whole(told[0], full=True)
+            assert [len(frame["user_status"]) for frame in told[2]] == [500, 21]  # the poller is in the room, too
+            cursors = [told[0][-1]["cursor"], whole(told[1], full=True), told[2][-1]["cursor"]]
+            answer = await poller.poll(rooms=["studio"])
+            assert {entry["user_id"] for entry in answer["user_status"]} == {*ids}
+            await all_poll(answer["cursor"], status="busy")
+            await observer.sees(ids[-1], "busy")
+            told = await frames(2, cursors[0], list(zip(scopes, cursors[1:], strict=True)))
+            for each in told:
+                whole(each, full=False)
+                assert {entry["status"] for frame in each for entry in frame["user_status"]} == {"busy"}
+            state = server.http("GET", f"{BASE}/rooms/studio")[1]
+            assert (state["count"], len(state["user_status"])) == (521, 521)
 
     asyncio.run(story())

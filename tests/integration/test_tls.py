@@ -115,8 +115,15 @@ def test_the_lifecycle_reaches_everybody_over_tls_whatever_he_speaks(start: Star
             for watcher in watchers:
                 assert watcher.view.statuses("kol_1")[-1] == "busy"
                 assert "offline" not in watcher.view.statuses("kol_1")
-            await back.do("user_offline")
-            assert await back.ended() == 1000
+            # A call, and the end of it by an administrator.
+            await back.do("status_change", status="online")
+            await watchers[1].do("call", call_id="c", to_user_id="kol_1", video=True, audio=True)
+            await back.take("call", call_id="c")
+            await back.do("call_accept", call_id="c")
+            await watchers[1].take("call_accept", call_id="c")
+            assert server.http("DELETE", "/api/online-status/users/kol_1/sessions")[1]["disconnected"] == 1
+            assert await back.ended() == 4010
+            assert (await watchers[1].take("call_end", call_id="c"))["reason"] == "offline"
             for watcher in [*watchers, room, watching]:
                 await watcher.sees("kol_1", "offline")
 
