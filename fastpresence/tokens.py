@@ -7,8 +7,7 @@ Sans-IO: `now` (Unix epoch, seconds) and the text of the JWKS file come in as ar
         verify:  the other way round; then every claim is checked by one struct
     LoginKeys   a JWT that the application signed: its secret, RSA or EC key, found by `kid` or by trying
         header --own check--> candidates --joserfc.jws--> payload --one struct--> who, what type, which rooms
-    ApiKeys     compared in constant time
-    Revocations whose tokens stopped working, and up to which moment of issue: asked after `verify`
+    ApiKeys, Revocations   from `credentials`, which costs nothing to import
 
 Invariant: a key is used with one algorithm, which its own kind says and never a header. Nothing that a header names
 (`jku`, `x5u`, `kid` as a path) is ever looked up anywhere but among the keys in memory.
@@ -17,17 +16,15 @@ A check costs 18 µs and issuing one 15 µs (CPython 3.11, one core, a token of 
 5,000). The keys are imported once, and the payload never becomes a dict: joserfc.jwt, which makes one, costs 22 µs for
 the same. A login token costs 19 µs with HS256, 45 µs with RS256 (2,048 bits; 102 µs with 4,096), 107 µs with ES256; a
 wrong one costs as much. Importing joserfc costs a process some 70 ms, because it brings cryptography:
-nobody else here may import it. May import `errors`, `messages`, and the structs of keys from `settings`.
+nobody else here may import it. May import `credentials`, `errors`, `messages`, and the structs of keys from `settings`.
 """
 
 import binascii
 import contextlib
-import hmac
 import re
 import secrets
 import warnings
 from base64 import b64decode, urlsafe_b64decode
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal
 
@@ -37,6 +34,7 @@ from joserfc.jwk import ECKey, GuestProtocol, Key, OctKey, RSAKey
 from joserfc.jws import JWSRegistry, deserialize_compact, serialize_compact
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from fastpresence.credentials import ApiKeys, Revocations
 from fastpresence.errors import Forbidden, StartError, TokenError
 from fastpresence.messages import RoomId, UserId
 from fastpresence.settings import MIN_SECRET, AuthSettings, TokenKey
@@ -204,79 +202,6 @@ class TokenKeys:
         if key is None:
             raise TokenError("the token names no key of ours")
         return key
-
-
-class ApiKeys:
-    """The keys that the application's servers authenticate with."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._keys = [key.encode() for key in keys]
-
-    def contains(self, key: str | bytes) -> bool:
-        """Whether `key` is one of them, in a time that tells nothing about how much of it is right."""
-        candidate = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-        found = False
-        for known in self._keys:
-            found |= hmac.compare_digest(known, candidate)
-        return found
-
-
-class Revocations:
-    """Whose tokens stopped working: all that were issued to a user up to and including a second.
-
-    Remembers the latest `SIZE` users, each for `KEEP_S` at least: no token of ours lives that long. Older ones are
-    forgotten a few at each `add`, so that no call takes long. An entry takes some 190 bytes, a call 1 µs.
-    """
-
-    SIZE: Final = 1_000_000
-    KEEP_S: Final = 30 * 86_400
-    #: Entries that one `add` forgets at most: more than one, so that what has piled up goes away again.
-    AT_ONCE: Final = 2
-
-    __slots__ = ("_before", "_size")
-
-    def __init__(self, size: int = SIZE) -> None:
-        self._before: OrderedDict[str, int] = OrderedDict()  # the one that was revoked last is last
-        self._size = size
-
-    def __len__(self) -> int:
-        return len(self._before)
-
-    def add(self, user_id: str, before: int, now: int) -> None:
-        """Revoke what was issued to the user up to and including `before`. Both are Unix seconds.
-
-        Adding what is known, or less than that, changes nothing.
-        """
-        known = self._before.get(user_id)
-        if known is not None and known < before:
-            del self._before[user_id]  # so that it comes last again, in both orders (see `users`)
-            known = None
-        if known is None:
-            self._before[user_id] = before
-        for _ in range(self.AT_ONCE):
-            oldest = next(iter(self._before))
-            if len(self._before) <= self._size and self._before[oldest] >= now - self.KEEP_S:
-                break
-            del self._before[oldest]
-            if not self._before:
-                break
-
-    def is_revoked(self, user_id: str, issued_at: int) -> bool:
-        """Whether a token of this user that was issued at this Unix second stopped working."""
-        before = self._before.get(user_id)
-        return before is not None and issued_at <= before
-
-    def items(self) -> Iterator[tuple[str, int]]:
-        """Every user with his second, the one that was revoked first comes first. Nothing may be added meanwhile."""
-        return iter(self._before.items())
-
-    def users(self) -> list[str]:
-        """The users alone, in the same order; for who takes long over them (see `before`)."""
-        return list(dict.keys(self._before))  # OrderedDict's own walk takes 170 ms for a million, dict's 15
-
-    def before(self, user_id: str) -> int | None:
-        """The second up to which the user's tokens are revoked; None when nothing is known of him."""
-        return self._before.get(user_id)
 
 
 # The application's own login tokens.

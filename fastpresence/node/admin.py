@@ -18,10 +18,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from fastpresence.credentials import ApiKeys
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
 from fastpresence.logs import Repeats
 from fastpresence.messages import UserId
-from fastpresence.tokens import ApiKeys
 
 __all__ = ["AdminFace"]
 

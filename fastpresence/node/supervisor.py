@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import uvloop
 
+from fastpresence.credentials import Revocations
 from fastpresence.errors import PeerError, SettingsError, StartError
 from fastpresence.link import (
     Journal,
@@ -45,7 +46,6 @@ from fastpresence.node.listeners import open_admin, open_listeners, raise_file_l
 from fastpresence.node.process import Worker, module_argv
 from fastpresence.node.timeline import Chronicle
 from fastpresence.settings import Settings, changed, replaceable
-from fastpresence.tokens import Revocations
 
 __all__ = ["Backoff", "Read", "Supervisor", "module_argv", "notify", "run"]
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpresence.tokens import Revocations
+from fastpresence.credentials import Revocations
 
 USERS = st.sampled_from([f"user_{number}" for number in range(8)])
 DAY = 86_400

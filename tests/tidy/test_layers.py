@@ -1,6 +1,6 @@
 """Who may import whom: the arrows of the house layout, read from the source and not from what happens to run.
 
-errors <- settings, messages, codec, tokens, http, logs, link <- _native <- presence <- worker, node <- cli
+errors <- settings, messages, codec, credentials, tokens, http, logs, link <- _native <- presence <- worker, node <- cli
 messages, codec, errors <- client
 """
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "fastpresence"
 #: The floor that each part of the package stands on: a part may import parts of lower floors, and `SIDEWAYS`.
 FLOORS = {
     "errors": 0,
-    **dict.fromkeys(["settings", "messages", "codec", "tokens", "http", "logs", "link"], 1),
+    **dict.fromkeys(["settings", "messages", "codec", "credentials", "tokens", "http", "logs", "link"], 1),
     "_native": 2,
     "presence": 3,
     "worker": 4,
@@ -24,7 +24,7 @@ FLOORS = {
     "__main__": 6,
 }
 #: On the ground floor: who may lean on whom.
-SIDEWAYS = {"codec": {"messages"}, "tokens": {"messages", "settings"}, "link": {"settings"}}
+SIDEWAYS = {"codec": {"messages"}, "tokens": {"credentials", "messages", "settings"}, "link": {"settings"}}
 #: Outside of the tower.
 ALONE = {"client": {"messages", "codec", "errors"}, "__init__": {"client", "errors"}}
 IMPURE = {"asyncio", "uvloop", "socket", "time", "random", "logging"}
