@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from bench.histogram import Histogram
+from bench.load import procfs
 from bench.load.build import program
 from bench.load.servers import Server
 from bench.load.setting import Cpus
@@ -153,7 +154,7 @@ class Swarm:
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         try:
-            os.sched_setaffinity(self._process.pid, {self._cpus.swarm})
+            procfs.pin(self._process.pid, self._cpus.swarm)
             self.bring_up_seconds = float(self._answer(READY_TIMEOUT_S)["seconds"])
         except BaseException:
             self._end()

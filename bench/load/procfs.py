@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 PROC = Path("/proc")
+PRIORITY = -15  #: as of nice(1): some thirty times the share of an ordinary session
 #: linux/netlink.h, linux/inet_diag.h, linux/sock_diag.h
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP_REQUEST, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 INET_DIAG_SKMEMINFO, TCP_ESTABLISHED = 7, 1
@@ -142,9 +143,15 @@ def listening_ports(pid: int) -> list[int]:
 
 
 def pin(pid: int, cpu: int) -> None:
-    """Ties every thread of `pid` to one CPU; threads and children that come later inherit it."""
+    """Ties every thread of `pid` to one CPU; threads and children that come later inherit it.
+
+    Where we may (as root), its session also goes before other work on that CPU: the kernel shares a busy core between
+    sessions (sched(7), autogroups), and what is measured should not be how many of them there are.
+    """
     for task in threads(pid):
         os.sched_setaffinity(task, {cpu})
+    with contextlib.suppress(OSError):
+        (PROC / str(pid) / "autogroup").write_text(str(PRIORITY))
 
 
 @dataclass(frozen=True)

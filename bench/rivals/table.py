@@ -72,7 +72,7 @@ def hints() -> list[str]:
 
 
 def rivals(setting: Setting) -> Outcome:
-    observers, rounds = setting.size(OBSERVERS, 60), setting.size(5, 1)
+    observers, rounds = setting.size(OBSERVERS, 60), setting.size(4, 1)
     seconds, warmup_s = setting.seconds(0.7, 0.3), setting.seconds(0.25, 0.1)
     outcome = Outcome(
         "rivals",
