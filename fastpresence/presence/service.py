@@ -161,19 +161,19 @@ class OnlineStatusService:
         """
         record = self.roster.find(user_id)
         session = None if record is None else present_session(record.sessions, device)
+        if session is not None and session.phase is DETACHED and rooms is not None:
+            # Before he shows, as he enters the others after he hid: nobody is told of rooms that he never showed in.
+            for name in set(session.rooms or ()).difference(rooms):
+                self.audience.leave(session, name, now)
         if session is None:
             session = self.handle_user_online(user_id, user_type, status=status, device=device, now=now)
         elif status is None:
             self.handle_heartbeat(session, now=now)
         else:
             self.handle_status_change(session, status, now=now)
-        if rooms is not None:
-            if session.phase is DETACHED:
-                for name in set(session.rooms or ()).difference(rooms):
-                    self.audience.leave(session, name, now)
-            for name in rooms:
-                self.audience.enter(session, name, now)
-                self._asked_for(session, name)
+        for name in rooms or ():
+            self.audience.enter(session, name, now)
+            self._asked_for(session, name)
         return session
 
     def handle_update(self, session: Session, *, status: Status | None, device: str | None, now: Now) -> None:

@@ -119,6 +119,15 @@ def test_one_who_hides_as_he_comes_into_a_room_is_not_told_to_have_left_it(servi
     assert told(service, since) == {}
 
 
+def test_one_who_shows_again_as_he_leaves_a_room_is_not_told_to_have_been_in_it(service: OnlineStatusService) -> None:
+    service.join_room(None, "observer", "r", now=NOW)
+    service.join_room(None, "observer", "s", now=NOW)
+    service.handle_poll("user_1", status="offline", rooms=["r"], now=NOW)
+    since = service.version
+    service.handle_poll("user_1", status="online", rooms=["s"], now=NOW)
+    assert told(service, since) == {"s": [("user_1", "online", False)]}
+
+
 def test_a_user_stays_in_the_room_while_any_of_his_sessions_does(service: OnlineStatusService) -> None:
     phone = online(service, "user_1", "r", device="phone")
     tablet = online(service, "user_1", "r", device="tablet")
