@@ -275,6 +275,36 @@ def test_a_refused_token_is_replaced_at_once_and_a_wrong_one_that_can_not_be_is_
     run(story)
 
 
+def test_a_revoked_token_is_replaced_and_a_plain_one_is_the_end(server: Server) -> None:
+    async def story() -> None:
+        host_id, name = fresh("kol"), fresh("user")
+        fetched = 0
+
+        def provider() -> str:
+            nonlocal fetched
+            fetched += 1
+            return server.token(host_id, "kol")
+
+        plain = client_of(server, host_id, "kol", token=server.token(host_id, "kol"), device="old")
+        async with client_of(server, name) as seeing, client_of(server, host_id, "kol", token=provider) as host, plain:
+            states: list[str] = []
+            host.on_state(states.append)
+            status, answer, _ = server.http("POST", "/api/online-status/tokens/revoke", {"user_id": host_id})
+            assert (status, answer["user_id"]) == (200, host_id)
+            with pytest.raises(ConnectionFailed, match="4001"):
+                await plain.wait_state("connected", DEADLINE)
+                await anext(plain.messages())
+            assert plain.state == "failed"
+            # Within the second of the revocation every new token is refused as well.
+            await host.wait_state("disconnected", DEADLINE)
+            await host.wait_state("connected", DEADLINE)
+            await host.wait_synced(DEADLINE)
+            assert fetched >= 2
+            assert await seeing.send_message(host_id, "welcome back") == 1
+
+    run(story)
+
+
 def test_a_plain_tokens_end_is_the_clients_and_whoever_iterates_is_told(server: Server) -> None:
     async def story() -> None:
         name = fresh("user")
