@@ -1,8 +1,8 @@
 """The Python client: one user's presence, or an observer's view of everyone's.
 
-Stands on messages, codec and errors alone. Layers: schedule, roster, calls, polling, machine and core are pure; link is
-the socket, http what polls; driver runs them; connection, phone and streams are what applications use. Reference:
-docs/protocol.md.
+Stands on messages, codec and errors alone. Pure are core and what it is made of: machine, requests, schedule, pulse;
+roster, wishes; calls; polling, fallback. link is the socket, http what polls; driver runs them all; connection, phone
+and streams are what applications use. Reference: docs/protocol.md.
 """
 
 from fastpresence.client.calls import CallMoved, CallOutcome, CallState, Signal

@@ -12,9 +12,8 @@ calls in client.calls, polls in client.polling. Driven by client.driver.
 from collections.abc import Callable
 from typing import Final
 
-from msgspec import Struct, structs
-
 from fastpresence.client.calls import CallRecord, Calls
+from fastpresence.client.fallback import Fallback
 from fastpresence.client.machine import (
     NEXT,
     SHOWS,
@@ -34,8 +33,9 @@ from fastpresence.client.machine import (
     StopPolling,
     Synced,
 )
-from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, PollRequest, RosterAnswer, Told
+from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, RosterAnswer
 from fastpresence.client.pulse import Due, Pulse
+from fastpresence.client.requests import Pending, Requests
 from fastpresence.client.roster import RosterCopy
 from fastpresence.client.schedule import Backoff, Then, Timing, after_close, after_refusal
 from fastpresence.client.wishes import Wishes
@@ -78,16 +78,6 @@ _TALKS: Final = (Phase.UP, Phase.LEAVING)
 _POLLS: Final = (Phase.RESTING, Phase.PROBING)
 
 
-class _Pending(Struct):
-    request: SentFrame
-    deadline_ms: float
-    before: Status | None = None  # what a status change took the place of
-    covers: tuple[str, ...] = ()  # watched users whose state the cursor covers once this is answered
-    new: tuple[str, ...] = ()  # users or rooms that were not wanted before
-    again: bool = False  # not the user's own: a subscription of a reconnect
-    polled: bool = False  # told by a poll
-
-
 class ClientCore:
     """One client's machine and its copy of the roster. `random` is uniform in [0, 1)."""
 
@@ -121,8 +111,7 @@ class ClientCore:
         self._backoff = Backoff(self._timing, random)
         self._events: list[Event] = []
         self._out: list[SentFrame] = []
-        self._pending: dict[int, _Pending] = {}
-        self._last_id = 0
+        self._requests = Requests()
         self._due_ms: float | None = None  # WAITING, RESTING: the next attempt; while trying or leaving: the deadline
         self._pulse = Pulse(self._timing, random)
         self._fresh_token = False
@@ -131,6 +120,7 @@ class ClientCore:
         self._epoch: str | None = None
         self._brought: str | None = None  # the cursor of the attempt under way
         self._poller = Poller(self._timing, random, device)
+        self._fallback = Fallback(self._poller, self.copy, self.wishes)
         self._carried: list[int] = []  # requests that the poll under way tells
 
     @property
@@ -165,10 +155,13 @@ class ClientCore:
 
     def next_deadline_ms(self) -> float | None:
         """When `tick` is to be called at the latest; None: nothing is waited for."""
-        deadlines = [self._due_ms, self._pulse.next_deadline_ms(), self._poller.due_ms]
-        if self.calls.calls and self.phase not in _TALKS:
-            deadlines.append(self._pulse.given_up_ms)
-        deadlines.extend(pending.deadline_ms for pending in self._pending.values())
+        deadlines = [
+            self._due_ms,
+            self._pulse.next_deadline_ms(),
+            self._poller.due_ms,
+            self._requests.next_deadline_ms(),
+            self._pulse.given_up_ms if self.calls.calls and self.phase not in _TALKS else None,
+        ]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     # In: time and the socket.
@@ -190,18 +183,16 @@ class ClientCore:
                 self._cut(now_ms, None, Then.AGAIN, "no welcome in time")
             else:
                 self._part(None)
-        for request_id, pending in list(self._pending.items()):
-            if now_ms >= pending.deadline_ms:
-                self._answer(request_id, None, ConnectionFailed("no answer in time"))
+        for request_id in self._requests.overdue(now_ms):
+            self._answer(request_id, None, ConnectionFailed("no answer in time"))
         if self.phase in _TALKS:
             self._tick_up(now_ms)
             return
         self._expire_calls(now_ms)
         if self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
             if self._poller.between_rounds:
-                self._carried = list(self._pending)
-            request = self._poller.ask(self.wishes.rooms, self.copy.watched, self.status)
-            self._events.append(Poll(request, self._renewable and self._poller.fresh_token))
+                self._carried = self._requests.ids()
+            self._events.append(Poll(self._fallback.ask(self.status), self._renewable and self._poller.fresh_token))
 
     def _tick_up(self, now_ms: float) -> None:
         """What is due on a living connection."""
@@ -211,7 +202,7 @@ class ClientCore:
             self._events.append(TokenExpiring(self._pulse.expires_at))
         if Due.SILENCE in due:
             self._cut(now_ms, None, Then.AGAIN, "a heartbeat was not answered")
-        elif self._settling is not None and self._settling not in self._pending and not self.copy.collecting:
+        elif self._is_settled:
             self._cut(now_ms, None, Then.AGAIN, "the server did not catch us up in time")
         elif Due.DRAIN in due:
             self._cut(now_ms, 1001, Then.AT_ONCE, "the server is draining")
@@ -249,20 +240,15 @@ class ClientCore:
 
     def polled(self, answer: PollAnswer | RosterAnswer, now_ms: float) -> None:
         """The request of the last `Poll` was answered."""
-        asked = self._poller.asked
-        if isinstance(answer, RosterAnswer):
-            self._take_roster(answer, now_ms)
-            return
-        if not isinstance(asked, PollRequest):
+        if self._poller.asked is None:
             return
         self._pulse.answered(now_ms)
-        if answer.more and answer.cursor == asked.cursor:
+        happened = self._fallback.take(answer, now_ms)
+        if happened is None:
             self.poll_failed(now_ms, reason="the answers to polls do not get on")
             return
-        told = self._poller.answered(answer, now_ms)
-        if told is not None:
-            self._take_poll(told, {room.room: room.count for room in answer.room_occupancy})
-            self._next_poll(now_ms)
+        self._events.extend(happened)
+        self._next_poll(now_ms)
 
     def poll_failed(
         self,
@@ -291,32 +277,6 @@ class ClientCore:
                 self._poller.forget()
                 self._events.extend(self.copy.go_dark())
 
-    def _take_poll(self, told: Told, crowded: dict[str, int]) -> None:
-        part = told.part
-        if part.whole:
-            if crowded.keys() != self.copy.occupancy.keys() and not told.full:
-                self._poller.forget_cursors()  # there are others in the scope: all that is known of them is to be told
-            for room in self.copy.occupancy.keys() - crowded.keys():
-                del self.copy.occupancy[room]
-            for room, count in crowded.items():
-                self._crowded(RoomOccupancy(room, count))
-            if self.wishes.rooms.keys() >= set(part.rooms) and self.copy.watched.keys() >= set(part.user_ids):
-                self.copy.cursor = told.cursor  # a socket goes on from here
-        self._events.extend(self.copy.take_poll(told.entries, full=told.full, user_ids=part.user_ids, whole=part.whole))
-        if told.full or told.entries:
-            self._poller.rosters({*self.wishes.rooms, *self.copy.rooms} - crowded.keys())
-
-    def _take_roster(self, answer: RosterAnswer, now_ms: float) -> None:
-        room = self._poller.roster_answered()
-        if room is None:
-            return
-        if room in self.wishes.rooms or room in self.copy.rooms:
-            if answer.user_status is None:
-                self._crowded(RoomOccupancy(room, answer.count))
-            else:
-                self._events.extend(self.copy.take(UserOnlineStatus(answer.user_status, full=True, room=room)))
-        self._next_poll(now_ms)
-
     def _next_poll(self, now_ms: float) -> None:
         if not self._poller.advance(now_ms):
             return
@@ -334,7 +294,9 @@ class ClientCore:
     def set_status(self, status: Status, now_ms: float) -> int:
         before, self.status = self.status, status
         request_id = self._request(StatusChange(status=status), now_ms)
-        self._pending[request_id].before = before
+        pending = self._requests.find(request_id)
+        if pending is not None:
+            pending.before = before
         return request_id
 
     def watch(self, user_ids: list[str], now_ms: float) -> int:
@@ -438,7 +400,8 @@ class ClientCore:
                 self._pulse.expiring(now_ms)
                 self.tick(now_ms)
             case RoomOccupancy():
-                self._crowded(frame)
+                if self.copy.crowded(frame.room, frame.count):
+                    self._events.append(frame)
             case Draining():
                 self._pulse.draining(frame.reconnect_after_ms, now_ms)
 
@@ -483,7 +446,7 @@ class ClientCore:
         self._settling = self._request(Heartbeat(), now_ms, covers=covers)
 
     def _on_ack(self, request_id: int, frame: Ack | HeartbeatAck, now_ms: float) -> None:
-        pending = self._pending.get(request_id)
+        pending = self._requests.find(request_id)
         if pending is None:
             return
         match pending.request:
@@ -502,7 +465,7 @@ class ClientCore:
             self._settle()
 
     def _on_error(self, request_id: int, error: RequestRefused, now_ms: float) -> None:
-        pending = self._pending.get(request_id)
+        pending = self._requests.find(request_id)
         if pending is None:
             return
         self._pulse.answered(now_ms)
@@ -533,30 +496,30 @@ class ClientCore:
         for each in instead:
             self._request(each, now_ms, again=True)
         if instead:
-            settling = self._pending.get(self._settling or 0)
+            settling = self._requests.find(self._settling)
             self._settle_behind(() if settling is None else settling.covers, now_ms)
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether what was asked for on a new connection has come, and nobody has noticed yet."""
+        waits = self._settling is None or self._requests.find(self._settling) is not None
+        return not waits and not self.copy.collecting
+
     def _settle(self) -> None:
-        if self._settling is None or self._settling in self._pending or self.copy.collecting:
+        if not self._is_settled:
             return
         self._settling = None
         if self.stale:
             self.stale = False
             self._events.extend(self.copy.off_polling())
-            for request_id, pending in list(self._pending.items()):
-                if pending.polled:  # what a poll was to tell, this connection has told
-                    self._answer(request_id, Ack(request_id))
+            for request_id in self._requests.told_by_polls():  # this connection has told it
+                self._answer(request_id, Ack(request_id))
             self._events.append(Synced())
 
     def _grow_stale(self) -> None:
         if not self.stale:
             self.stale = True
             self._events.append(Stale())
-
-    def _crowded(self, frame: RoomOccupancy) -> None:
-        if self.copy.occupancy.get(frame.room) != frame.count:
-            self._events.append(frame)
-        self.copy.crowded(frame.room, frame.count)
 
     # Calls.
 
@@ -585,21 +548,19 @@ class ClientCore:
         polled = self.polling and isinstance(frame, StatusChange | Subscribe | Unsubscribe)
         if self.phase is not Phase.UP and not polled:
             raise ConnectionFailed(f"{self.state}: {self.reason}" if self.reason else self.state)
-        self._last_id += 1
-        frame = structs.replace(frame, id=self._last_id)
         # A poll may be under way that began too early to tell this.
         patience_ms = 2 * self._timing.poll_timeout_ms if polled else self._timing.request_timeout_ms
-        self._pending[self._last_id] = _Pending(
-            frame, now_ms + patience_ms, covers=covers, new=new, again=again, polled=polled
+        request_id, sent = self._requests.add(
+            Pending(frame, now_ms + patience_ms, covers=covers, new=new, again=again, polled=polled)
         )
         if polled:
             self._poller.soon(now_ms)
         else:
-            self._out.append(frame)
-        return self._last_id
+            self._out.append(sent)
+        return request_id
 
     def _answer(self, request_id: int, answer: Answer | None, error: FastPresenceError | None = None) -> None:
-        pending = self._pending.pop(request_id, None)
+        pending = self._requests.take(request_id)
         if pending is None:
             return
         if isinstance(pending.request, Unsubscribe) and not pending.polled and not isinstance(error, RequestRefused):
@@ -621,7 +582,7 @@ class ClientCore:
             raise
 
     def _fail_pending(self, error: FastPresenceError) -> None:
-        for request_id in list(self._pending):
+        for request_id in self._requests.ids():
             self._answer(request_id, None, error)
 
     def _connect(self, now_ms: float) -> None:

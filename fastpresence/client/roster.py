@@ -170,10 +170,12 @@ class RosterCopy:
         self.occupancy.pop(room, None)
         self._forget_roster(room)
 
-    def crowded(self, room: str, count: int) -> None:
-        """The room tells its occupancy instead of a roster, until a full roster comes again."""
+    def crowded(self, room: str, count: int) -> bool:
+        """The room tells its occupancy instead of a roster, until a full roster comes again; whether that is news."""
+        news = self.occupancy.get(room) != count
         self.occupancy[room] = count
         self._forget_roster(room)
+        return news
 
     def _forget_roster(self, room: str) -> None:
         self.room_cursors.pop(room, None)  # it stands for members that are not held any more
