@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastpresence.errors import BadField, RequestError, Unavailable, UnknownCall, UserBusy, UserOffline
 from fastpresence.messages import CallAccepted, CallFrame, CallRinging, CallSignalled, Status
@@ -155,6 +155,11 @@ class Calling(RuleBasedStateMachine):
         ids = [*self.calls, "no such call"]
         return ids[index % len(ids)]
 
+    @initialize()
+    def everybody_comes(self) -> None:
+        for index in range(len(self.phones)):
+            self.hello(index, None)
+
     # What happens.
 
     @rule(index=INDEX, status=st.sampled_from([None, "online", "away", "busy", "offline"]))
@@ -261,14 +266,26 @@ class Calling(RuleBasedStateMachine):
         phone.waits.add(call_id)
         self.calls[call_id] = Ongoing(call_id, phone, callee, self.ms + RING_MS)
 
+    @precondition(lambda self: self.calls)
+    @rule(index=INDEX, which=INDEX)
+    def answer(self, index: int, which: int) -> None:
+        """One of those at whom it rings, or rang, takes it."""
+        call_id = list(self.calls)[which % len(self.calls)]
+        phones = [phone for phone in self.of(self.calls[call_id].callee) if phone.is_connected]
+        if phones:
+            self.accept_at(phones[index % len(phones)], call_id)
+
     @precondition(lambda self: any(phone.is_connected for phone in self.phones))
     @rule(index=INDEX, which=INDEX)
     def accept(self, index: int, which: int) -> None:
-        phone, call = self.pick(index), self.calls.get(self.any_call(which))
+        self.accept_at(self.pick(index), self.any_call(which))
+
+    def accept_at(self, phone: Phone, call_id: str) -> None:
+        call = self.calls.get(call_id)
         assert phone.session
         allowed = call is not None and call.taker is None and call.callee == phone.user
         try:
-            self.service.handle_call_accept(phone.session, self.any_call(which), now=self.now)
+            self.service.handle_call_accept(phone.session, call_id, now=self.now)
         except UnknownCall:
             assert not allowed
             return
@@ -373,6 +390,6 @@ class Calling(RuleBasedStateMachine):
 
 
 Calling.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestCalls = Calling.TestCase
