@@ -99,15 +99,20 @@ class Unsubscribe(Request, tag="unsubscribe", frozen=True, gc=False):
     rooms: RoomIds | None = None
 
 
-class SendMessage(Request, tag="message", frozen=True, gc=False):
+class Addressed(Request, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """What is meant for another user names its author once more, or leaves it out."""
+
+    from_user_id: str | None = None
+
+
+class SendMessage(Addressed, tag="message", frozen=True, gc=False):
     """Delivers a text to every session of a user."""
 
     to_user_id: UserId
     message: Text
-    from_user_id: str | None = None
 
 
-class Call(Request, tag="call", frozen=True, gc=False):
+class Call(Addressed, tag="call", frozen=True, gc=False):
     """Rings every session of a user."""
 
     call_id: CallId  #: the caller's own name for it; nobody else's call may have it
@@ -116,31 +121,31 @@ class Call(Request, tag="call", frozen=True, gc=False):
     audio: bool
 
 
-class CallAccept(Request, tag="call_accept", frozen=True, gc=False):
+class CallAccept(Addressed, tag="call_accept", frozen=True, gc=False):
     """The called user takes the call, on this device."""
 
     call_id: CallId
 
 
-class CallReject(Request, tag="call_reject", frozen=True, gc=False):
+class CallReject(Addressed, tag="call_reject", frozen=True, gc=False):
     """The called user does not."""
 
     call_id: CallId
 
 
-class CallCancel(Request, tag="call_cancel", frozen=True, gc=False):
+class CallCancel(Addressed, tag="call_cancel", frozen=True, gc=False):
     """The caller has thought better of it."""
 
     call_id: CallId
 
 
-class CallEnd(Request, tag="call_end", frozen=True, gc=False):
+class CallEnd(Addressed, tag="call_end", frozen=True, gc=False):
     """Either side hangs up."""
 
     call_id: CallId
 
 
-class CallSignal(Request, tag="call_signal", frozen=True, gc=False):
+class CallSignal(Addressed, tag="call_signal", frozen=True, gc=False):
     """Something for the call's other side."""
 
     call_id: CallId

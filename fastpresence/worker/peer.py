@@ -26,6 +26,7 @@ from fastpresence.errors import (
 )
 from fastpresence.messages import (
     Ack,
+    Addressed,
     Call,
     CallAccept,
     CallCancel,
@@ -340,10 +341,15 @@ class Peer:
         entries = [status_of(user_id) for user_id in frame.user_ids]
         self.send(UserOnlineStatus(entries, full=False, reply_to=frame.id))
 
-    def _message(self, frame: SendMessage, now: Now) -> None:
-        self._present()
+    def _sender(self, frame: Addressed) -> Session:
+        """The session that says this to another user."""
+        session = self._present()
         if frame.from_user_id is not None and frame.from_user_id != self.user_id:
             raise Forbidden("from_user_id is the token's user, or left out")
+        return session
+
+    def _message(self, frame: SendMessage, now: Now) -> None:
+        self._sender(frame)
         self.ack(frame, delivered=self.worker.deliver(self.user_id, frame.to_user_id, frame.message, now))
 
     def _token_refresh(self, frame: TokenRefresh, now: Now) -> None:
@@ -450,7 +456,7 @@ class Peer:
         if worker.service.calls.outbox:
             worker.tell_calls()  # what comes before it, which is not counted below
         call = worker.service.handle_call(
-            self._present(), frame.call_id, frame.to_user_id, video=frame.video, audio=frame.audio, now=now
+            self._sender(frame), frame.call_id, frame.to_user_id, video=frame.video, audio=frame.audio, now=now
         )
         if not worker.tell_calls():
             worker.service.calls.withdraw(call)
@@ -458,26 +464,26 @@ class Peer:
         self.ack(frame)
 
     def _call_accept(self, frame: CallAccept, now: Now) -> None:
-        self.worker.service.handle_call_accept(self._present(), frame.call_id, now=now)
+        self.worker.service.handle_call_accept(self._sender(frame), frame.call_id, now=now)
         self.ack(frame)
 
     def _call_reject(self, frame: CallReject, now: Now) -> None:
-        self.worker.service.handle_call_reject(self._present(), frame.call_id, now=now)
+        self.worker.service.handle_call_reject(self._sender(frame), frame.call_id, now=now)
         self.ack(frame)
 
     def _call_cancel(self, frame: CallCancel, now: Now) -> None:
-        self.worker.service.handle_call_cancel(self._present(), frame.call_id, now=now)
+        self.worker.service.handle_call_cancel(self._sender(frame), frame.call_id, now=now)
         self.ack(frame)
 
     def _call_end(self, frame: CallEnd, now: Now) -> None:
-        self.worker.service.handle_call_end(self._present(), frame.call_id, now=now)
+        self.worker.service.handle_call_end(self._sender(frame), frame.call_id, now=now)
         self.ack(frame)
 
     def _call_signal(self, frame: CallSignal, now: Now) -> None:
         worker = self.worker
         if worker.service.calls.outbox:
             worker.tell_calls()  # what comes before it, which is not counted below
-        worker.service.handle_call_signal(self._present(), frame.call_id, frame.data, now=now)
+        worker.service.handle_call_signal(self._sender(frame), frame.call_id, frame.data, now=now)
         if not worker.tell_calls():
             raise Unavailable("the other side cannot be reached just now")
         self.ack(frame)

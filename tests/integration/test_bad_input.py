@@ -73,6 +73,12 @@ REFUSED: dict[str, tuple[object, str, str]] = {
         "forbidden",
         "",
     ),
+    "somebody else's call": ({**CALL, "from_user_id": "somebody"}, "forbidden", ""),
+    "somebody else's answer to a call": (
+        {"type": "call_accept", "call_id": "c", "from_user_id": "somebody", "id": ID},
+        "forbidden",
+        "",
+    ),
     "a user_id of a wrong type": ({"type": "heartbeat", "user_id": 5, "id": ID}, "bad_field", "user_id"),
     "an unknown type": ({"type": "nonsense", "id": ID}, "unknown_type", ""),
     "a server's type": ({"type": "welcome", "id": ID}, "unknown_type", ""),
