@@ -170,7 +170,8 @@ def test_whatever_one_who_hides_does_nobody_is_told_anything_and_his_entry_stand
                     assert server.http("GET", f"{BASE}/rooms/{other_room}")[1]["count"] == 0
                     body = {"user_ids": [user_id], "cursor": answer["cursor"]}
                     since = server.http("POST", f"{BASE}/poll", body, key=signed("poller"))[1]
-                    assert (since["full"], user_id in str(since["user_status"])) == (False, False)
+                    assert (since["full"], since["user_status"]) == (False, [])
+                    assert since["cursor"] == answer["cursor"]  # not even the count of all changes has moved
                     await friend.refused("message", "user_offline", to_user_id=user_id, message="m")
 
                 await client.beat()
