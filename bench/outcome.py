@@ -8,7 +8,7 @@ from typing import Any, Literal
 from bench.histogram import Histogram
 from bench.noise import spread
 
-__all__ = ["Bar", "BenchError", "Curve", "Figure", "Outcome", "Series", "table"]
+__all__ = ["Bar", "BenchError", "Curve", "Figure", "Outcome", "Ranking", "Series", "table"]
 
 
 class BenchError(Exception):
@@ -60,6 +60,16 @@ class Curve:
     limit: float | None = None  #: a bar, drawn across
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """One quantity of several servers: less is better."""
+
+    name: str
+    unit: str
+    values: dict[str, float]
+    ours: str
+
+
 @dataclass
 class Outcome:
     """What one scenario found. `faults` are results that must not occur at any speed."""
@@ -78,6 +88,7 @@ class Outcome:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    rankings: list[Ranking] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)  #: every single run, for whoever wants to look closer
     uncounted: int = 0  #: runs in which the swarm was the limit: in no figure
     steal_percent: float = 0.0  #: of the machine's CPU time, taken by its host meanwhile

@@ -1,12 +1,13 @@
 """The pictures: distributions and percentiles of latency, throughput and memory over time, curves with their fits."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bench.histogram import Histogram, edge_ns
-from bench.outcome import BenchError, Curve, Outcome, Series
+from bench.outcome import BenchError, Curve, Outcome, Ranking, Series
 
 __all__ = ["charts"]
 
@@ -15,6 +16,10 @@ SIZE: Final = (7.6, 3.6)
 DPI: Final = 110
 #: Line widths of a screen; more than so many points of one series are joined to their mean.
 POINTS_MAX: Final = 800
+#: Of the histogram, in one step of a distribution: 64 make a doubling.
+BUCKETS: Final = 8
+#: More names than that go beside the chart.
+NAMES_MAX: Final = 6
 #: Shares that the axis of a percentile plot names.
 TICKS: Final = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
@@ -31,6 +36,8 @@ def charts(outcome: Outcome) -> dict[str, bytes]:
             made[what] = _drawn(lambda axes, s=series, u=unit: _over_time(axes, s, u))  # type: ignore[misc]
     for number, curve in enumerate(outcome.curves):
         made[f"curve-{number + 1}"] = _drawn(lambda axes, c=curve: _curve(axes, c))  # type: ignore[misc]
+    for number, ranking in enumerate(outcome.rankings):
+        made[f"ranking-{number + 1}"] = _drawn(lambda axes, r=ranking: _ranking(axes, r))  # type: ignore[misc]
     return made
 
 
@@ -45,7 +52,10 @@ def _drawn(draw: Callable[[Any], None]) -> bytes:
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)
-    if axes.get_legend_handles_labels()[0]:
+    names = len(axes.get_legend_handles_labels()[0])
+    if names > NAMES_MAX:
+        axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif names:
         axes.legend(fontsize="small", frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
@@ -53,22 +63,25 @@ def _drawn(draw: Callable[[Any], None]) -> bytes:
 
 
 def _distribution(axes: Any, histograms: dict[str, Histogram]) -> None:
-    """Share of all values by latency, in steps of a twelfth of a doubling: a bucket each would be noise."""
+    """How dense values are by latency: steps of eight buckets, which are narrower at the far end of each doubling."""
     for name, histogram in histograms.items():
         shares: dict[int, int] = {}
         for index, count in histogram.buckets:
-            step = round(12 * _log2(edge_ns(index) + 1))
-            shares[step] = shares.get(step, 0) + count
+            shares[index // BUCKETS] = shares.get(index // BUCKETS, 0) + count
         total = histogram.count
         steps = range(min(shares), max(shares) + 1)
-        values = [100 * shares.get(step, 0) / total for step in steps]
-        axes.step([2 ** (step / 12) / 1e6 for step in steps], values, where="mid", label=f"{name} ({total:,})")
+        edges = [
+            (edge_ns(step * BUCKETS - 1) + 1 if step else 1, edge_ns((step + 1) * BUCKETS - 1) + 1) for step in steps
+        ]
+        values = [
+            100 * shares.get(step, 0) / total / math.log2(high / low)
+            for step, (low, high) in zip(steps, edges, strict=True)
+        ]
+        times = [math.sqrt(low * high) / 1e6 for low, high in edges]
+        axes.step(times, values, where="mid", label=f"{name} ({total:,})")
     axes.set_xscale("log")
-    axes.set(xlabel="milliseconds", ylabel="% of all")
-
-
-def _log2(value: int) -> float:
-    return value.bit_length() - 1 + (value / (1 << (value.bit_length() - 1)) - 1)  # straight between powers of two
+    _from_zero(axes)
+    axes.set(xlabel="milliseconds", ylabel="% of all in a doubling")
 
 
 def _percentiles(axes: Any, histograms: dict[str, Histogram]) -> None:
@@ -109,3 +122,12 @@ def _curve(axes: Any, curve: Curve) -> None:
         axes.set_xscale("log")
     _from_zero(axes)
     axes.set(title=curve.name, xlabel=curve.x_label, ylabel=curve.y_label)
+
+
+def _ranking(axes: Any, ranking: Ranking) -> None:
+    names = sorted(ranking.values, key=lambda name: ranking.values[name], reverse=True)
+    colors = ["tab:orange" if name == ranking.ours else "tab:blue" for name in names]
+    bars = axes.barh(names, [ranking.values[name] for name in names], color=colors)
+    axes.bar_label(bars, fmt="{:,.4g}", fontsize="small", padding=3)
+    axes.set_xlim(0, 1.15 * max(ranking.values.values()))
+    axes.set(title=ranking.name, xlabel=ranking.unit)

@@ -21,7 +21,7 @@ from bench.load.pairs import COMMON, SPIN, add_bar, counted, record
 from bench.load.servers import LONG_SILENCE, Server, limit, real
 from bench.load.setting import Setting
 from bench.load.tokens import host_names, user_names, write_tokens
-from bench.outcome import Bar, Outcome
+from bench.outcome import Bar, Outcome, Ranking
 from bench.rivals.known import RIVALS, running
 
 __all__ = ["hints", "rivals"]
@@ -196,6 +196,11 @@ def _tell(setting: Setting, outcome: Outcome, contestants: dict[str, Contestant]
         for question, costs in ((question, each.cost(setting, question)) for question in QUESTIONS):
             outcome.figure(f"{name}: {question}", "µs CPU", costs)
         outcome.figure(f"{name}: memory", "bytes a connection", [each.memory_bytes])
+    for question, what in (("single", "one update in flight"), ("many", f"{HOSTS} in flight"), ("echo", "a beat")):
+        values = {name: costs[question] for name, costs in medians.items() if question in costs}
+        outcome.rankings.append(Ranking(what, "µs of server CPU", values, OURS))
+    memory = {name: each.memory_bytes for name, each in contestants.items()}
+    outcome.rankings.append(Ranking("memory of a connection at rest", "bytes", memory, OURS))
     outcome.notes += _losses(medians, contestants)
     _judge(setting, outcome, medians, contestants, ours, limit_)
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench.histogram import Histogram
 from bench.machine import Machine
-from bench.outcome import Bar, BenchError, Curve, Outcome
+from bench.outcome import Bar, BenchError, Curve, Outcome, Ranking
 from bench.report.page import write
 from bench.results import Results, ScenarioLine
 
@@ -20,6 +20,7 @@ def results(folder: Path, *, quick: bool = False) -> list[Results]:
     outcome.add_series("fastpresence", "MB resident", 0.25, [30.0, 31.0])
     points = [(100.0, 1.0), (10_000.0, 9.0)]
     outcome.curves.append(Curve("the knee", "observers", "p99", points, fit=points, fit_text="linear", limit=50))
+    outcome.rankings.append(Ranking("one update", "µs", {"fastpresence": 1.0, "another": 2.0}, "fastpresence"))
     outcome.bars += [Bar("under 50 ms", met=True), Bar("right", met=False, by_time=False)]
     outcome.faults.append("1 host is wrong")
     return [Results(folder / "x.jsonl", Machine.here(2), {"sync": ScenarioLine(outcome, quick)})]
@@ -29,7 +30,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, count = write(results(tmp_path), tmp_path)
     text = page.read_text()
-    assert count == 5
+    assert count == 6
     assert text.count("data:image/png;base64,") == count
     assert len(list((tmp_path / "report").glob("sync-*.png"))) == count
     assert "How &lt;soon&gt;?" in text
