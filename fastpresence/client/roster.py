@@ -228,7 +228,10 @@ class RosterCopy:
             if entry.left:
                 changes.extend(self._leave_everywhere(entry))
                 continue
-            if user_id not in self.watched:
+            if not self._public:
+                if not self._seen_otherwise(user_id):
+                    continue  # a public user, or one whom a room's roster will tell of
+            elif user_id not in self.watched:
                 (self._public_users if entry.user_type in self._public_types else self._polled).add(user_id)
             change = self._put(entry)
             if change is not None:

@@ -605,6 +605,20 @@ def test_who_left_the_rooms_is_seen_no_more_and_who_is_watched_stays() -> None:
     assert set(rig.core.copy.rooms["lobby"]) == {"user_3"}
 
 
+def test_who_does_not_want_the_public_users_sees_those_he_watches_and_the_members_of_his_rooms() -> None:
+    rig = Rig(public=False)
+    rig.core.watch(["user_1"], rig.now_ms)
+    rig.core.join("lobby", rig.now_ms)
+    rig.answer_all()
+    rig.fail()
+    rig.rosters["lobby"] = [entry("user_2")]
+    rig.poll(answer(entry("kol_1"), entry("user_1"), entry("user_2"), full=True))
+    assert {user_id for user_id, held in rig.core.copy.entries.items() if held.online} == {"user_1", "user_2"}
+    rig.wait(5_000)
+    changes = of(rig.poll(answer(entry("kol_1", rev=2), entry("user_2", "away", rev=2))), Change)
+    assert [(change.user_id, change.entry.status) for change in changes] == [("user_2", "away")]
+
+
 def test_an_older_entry_of_a_poll_is_refused() -> None:
     rig = polling()
     rig.wait(5_000)
