@@ -33,7 +33,7 @@ from fastpresence.client.machine import (
     StopPolling,
     Synced,
 )
-from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, RosterAnswer
+from fastpresence.client.polling import FAILURES_BORNE, PollAnswer, Poller, PollRequest, RosterAnswer
 from fastpresence.client.pulse import Due, Pulse
 from fastpresence.client.requests import Pending, Requests
 from fastpresence.client.roster import RosterCopy
@@ -122,6 +122,8 @@ class ClientCore:
         self._poller = Poller(self._timing, random, device)
         self._fallback = Fallback(self._poller, self.copy, self.wishes)
         self._carried: list[int] = []  # requests that the poll under way tells
+        self._keeping = False  # a poll is under way that only keeps us present
+        self._keep_from_ms = 0.0  # no other one before that
 
     @property
     def state(self) -> State:
@@ -160,6 +162,7 @@ class ClientCore:
             self._pulse.next_deadline_ms(),
             self._poller.due_ms,
             self._requests.next_deadline_ms(),
+            self._keep_due_ms,
             self._pulse.given_up_ms if self.calls.calls and self.phase not in _TALKS else None,
         ]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -189,6 +192,9 @@ class ClientCore:
             self._tick_up(now_ms)
             return
         self._expire_calls(now_ms)
+        keep_due_ms = self._keep_due_ms
+        if keep_due_ms is not None and now_ms >= keep_due_ms:
+            self._keep_present(now_ms)
         if self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
             if self._poller.between_rounds:
                 self._carried = self._requests.ids()
@@ -216,12 +222,17 @@ class ClientCore:
         close_code: int | None = None,
         http_status: int | None = None,
         retry_after_ms: float = 0.0,
+        by_server: bool = True,
         reason: str = "the connection broke",
     ) -> None:
-        """The socket of the last `Connect` is gone, or could not be had."""
+        """The socket of the last `Connect` is gone, or could not be had.
+
+        `by_server`: whether it was the server that refused it, and not something on the way.
+        """
         if http_status is not None:
-            then = after_refusal(http_status)
-            reason = f"the server refused the connection: HTTP {http_status}"
+            then = after_refusal(http_status, by_server=by_server)
+            who = "the server" if by_server else "something on the way to the server"
+            reason = f"{who} refused the connection: HTTP {http_status}"
         else:
             then = after_close(close_code)
             if close_code is not None:
@@ -240,6 +251,10 @@ class ClientCore:
 
     def polled(self, answer: PollAnswer | RosterAnswer, now_ms: float) -> None:
         """The request of the last `Poll` was answered."""
+        if self._keeping:
+            self._keeping = False
+            self._pulse.answered(now_ms)
+            return
         if self._poller.asked is None:
             return
         self._pulse.answered(now_ms)
@@ -259,6 +274,10 @@ class ClientCore:
         reason: str = "the poll was not answered",
     ) -> None:
         """The poll of the last `Poll` was refused, or could not be had."""
+        if self._keeping:
+            self._keeping = False
+            self._keep_from_ms = now_ms + max(self._timing.poll_interval_ms, retry_after_ms)
+            return
         if self._poller.asked is None:
             return
         if http_status is not None:
@@ -276,6 +295,23 @@ class ClientCore:
             if self._poller.failures > FAILURES_BORNE and self.phase is Phase.RESTING:
                 self._poller.forget()
                 self._events.extend(self.copy.go_dark())
+
+    @property
+    def _keep_due_ms(self) -> float | None:
+        """When, between two attempts, a poll has to say that we are still here; None: at no time."""
+        if not (self.online and self._ever_online and self.phase in (Phase.WAITING, Phase.OPENING)) or self._keeping:
+            return None
+        due_ms = max(self._pulse.keep_ms, self._keep_from_ms)
+        return due_ms if due_ms < self._pulse.given_up_ms else None
+
+    def _keep_present(self, now_ms: float) -> None:
+        """The table of attempts takes longer than the server's patience: be heard of meanwhile, and hear nothing."""
+        if now_ms < self._pulse.given_up_ms:
+            self._keeping = True
+            request = PollRequest(cursor=self.copy.cursor, status=self.status, device=self._device)
+            self._events.append(Poll(request, False))
+        else:
+            self._keep_from_ms = self._pulse.given_up_ms  # the machine slept: too late
 
     def _next_poll(self, now_ms: float) -> None:
         if not self._poller.advance(now_ms):
@@ -645,8 +681,9 @@ class ClientCore:
 
     def _stop_polling(self) -> None:
         self._carried = []
-        if self._poller.stop():
+        if self._poller.stop() or self._keeping:
             self._events.append(StopPolling())
+        self._keeping = False
 
     def _move(self, cue: Cue, reason: FastPresenceError | None) -> None:
         """Take the transition of the table; a refused cue changes nothing."""

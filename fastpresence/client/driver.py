@@ -264,7 +264,11 @@ class Driver:
             await link.open(url, token, self._ssl_context)
             ended = {"close_code": await link.wait_closed()}
         except Refused as refused:
-            ended = {"http_status": refused.status, "retry_after_ms": refused.retry_after_ms}
+            ended = {
+                "http_status": refused.status,
+                "retry_after_ms": refused.retry_after_ms,
+                "by_server": refused.by_server,
+            }
         except (OSError, FastPresenceError) as exc:
             ended = {"reason": str(exc) or type(exc).__name__}
         if turn == self._turn:

@@ -91,6 +91,7 @@ class HttpLink:
         self._ssl_context = ssl_context
         self._authority = parts.netloc.rpartition("@")[2]
         self._target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        self._free = asyncio.Lock()  # one that was given up may not have left yet
         self._base = parts.path.rpartition("/")[0]
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -108,23 +109,24 @@ class HttpLink:
         request = (
             f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\nAuthorization: {bearer(token)}\r\n{head}\r\n"
         ).encode("latin-1") + body
-        kept = self._writer is not None
-        done = False
-        try:
+        async with self._free:
+            kept = self._writer is not None
+            done = False
             try:
-                answer = await self._exchange(request)
-            except (_Closed, ConnectionError):
-                if not kept:
-                    raise
-                self._drop()
-                answer = await self._exchange(request)
-            done = True
-        except _Closed:
-            raise ConnectionFailed("the server hung up without an answer") from None
-        finally:
-            if not done:
-                self._drop()
-        return answer
+                try:
+                    answer = await self._exchange(request)
+                except (_Closed, ConnectionError):
+                    if not kept:
+                        raise
+                    self._drop()
+                    answer = await self._exchange(request)
+                done = True
+            except _Closed:
+                raise ConnectionFailed("the server hung up without an answer") from None
+            finally:
+                if not done:
+                    self._drop()
+            return answer
 
     async def close(self) -> None:
         """Nothing is left open."""

@@ -14,6 +14,8 @@ from ssl import SSLContext
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import msgspec
+from msgspec import Struct
 from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSParsedURL, WSTransport
 from picows import ws_connect as picows_connect
 
@@ -30,12 +32,15 @@ _TOKEN = re.compile(r"\A[\x21-\x7e]{1,8192}\Z")
 
 
 class Refused(ConnectionFailed):
-    """The server answered the handshake with another status than 101."""
+    """The handshake was answered with another status than 101."""
 
-    def __init__(self, status: int, retry_after_ms: float) -> None:
+    def __init__(self, status: int, retry_after_ms: float, body: bytes) -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
         self.retry_after_ms = retry_after_ms
+        #: Whether it is a server of this protocol that says so (docs/protocol.md, section 1), and not something on the
+        #: way there that knows of no WebSockets.
+        self.by_server = _is_refusal(body)
 
 
 class Link(WSListener):
@@ -79,7 +84,8 @@ class Link(WSListener):
             for sock in sockets:
                 _hang_up(sock)
             if isinstance(exc, WSHandshakeError) and exc.response is not None:
-                raise Refused(exc.response.status, retry_after_ms(exc.response.headers.get("Retry-After"))) from exc
+                wait_ms = retry_after_ms(exc.response.headers.get("Retry-After"))
+                raise Refused(exc.response.status, wait_ms, exc.raw_body or b"") from exc
             if isinstance(exc, (WSError, ValueError)):
                 raise ConnectionFailed(f"handshake: {exc}") from exc
             raise
@@ -219,6 +225,23 @@ async def _connect_tcp(host: str, port: int) -> socket.socket:
         else:
             return sock
     raise failed
+
+
+class _Error(Struct):
+    code: str
+
+
+class _Refusal(Struct):
+    error: _Error
+
+
+def _is_refusal(body: bytes) -> bool:
+    """Whether it is the error body of the protocol."""
+    try:
+        msgspec.json.decode(body, type=_Refusal)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _hang_up(sock: socket.socket) -> None:

@@ -97,6 +97,11 @@ class Pulse:
         """When the server, without another word from us, will have ended our session."""
         return self._heard_ms + self._timeout_ms
 
+    @property
+    def keep_ms(self) -> float:
+        """When it is time to be heard of in another way, with a third of that patience left."""
+        return self._heard_ms + self._timeout_ms * 2 / 3
+
     def next_deadline_ms(self) -> float | None:
         return min(self._deadlines.values(), default=None)
 

@@ -93,9 +93,12 @@ def after_close(code: int | None) -> Then:
     return _CLOSES.get(code, Then.BACK_OFF)
 
 
-def after_refusal(status: int) -> Then:
-    """What the HTTP status of a refused handshake asks for."""
-    return _REFUSALS.get(status, Then.BACK_OFF if status >= 500 else Then.STOP)
+def after_refusal(status: int, *, by_server: bool = True) -> Then:
+    """What the HTTP status of a refused handshake asks for.
+
+    What is not said `by_server` says nothing of us: WebSockets do not come through here, polls may.
+    """
+    return _REFUSALS.get(status, Then.STOP if by_server and status < 500 else Then.BACK_OFF)
 
 
 class Backoff:

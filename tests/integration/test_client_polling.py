@@ -137,6 +137,39 @@ def test_there_and_back_the_user_stays_present_and_his_copy_right(server: Server
     run(story)
 
 
+def test_attempts_that_take_longer_than_the_server_s_patience_are_seen_by_nobody(server: Server) -> None:
+    slow = Timing(
+        delays_ms=(0, 2_000, 2_000),
+        slow_retry_ms=400,
+        silence_floor_ms=500,
+        poll_interval_ms=150,
+        poll_timeout_ms=5_000,
+    )
+
+    async def story() -> None:
+        name, other_id = fresh("kol"), fresh("kol")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            other = await others.online(other_id, "kol")
+            other.keep_beating(0.4)
+            seeing = await onlooker(others, name)
+            token = server.token(name, "kol")
+            leaving = PresenceClient(proxy.url, token=lambda: token, device="phone", status="busy", timing=slow)
+            async with leaving as client:
+                sight = await seeing.sees(name, "busy")
+                proxy.block()
+                proxy.cut()
+                await client.wait_state("disconnected", DEADLINE)
+                await other.do("status_change", status="away")
+                assert (client.freshness, client.status_of(other_id).status) == ("stale", "online")
+                await client.wait_state("failed", DEADLINE)
+                await until(lambda: client.status_of(other_id).status == "away", "it polls")
+                await with_sockets(proxy, client)
+                await seeing.beat()
+                assert seeing.view.seen[name][-1] == sight
+
+    run(story)
+
+
 def test_a_watch_and_a_room_of_a_client_that_polls_take_effect_with_the_next_poll(server: Server) -> None:
     async def story() -> None:
         name, other_id, room = fresh("user"), fresh("user"), fresh("room")
@@ -218,9 +251,11 @@ def test_a_token_revoked_under_a_poller_is_replaced(server: Server) -> None:
             await without_sockets(proxy, client)
             status, _, _ = server.http("POST", "/api/online-status/tokens/revoke", {"user_id": name})
             assert status == 200
+            before = len(fetched)
+            await until(lambda: len(fetched) > before, "the poll was refused")
             # Within the second of the revocation a new token is refused as well.
-            await until(lambda: client.stale, "the poll was refused")
             await until(lambda: client.freshness == "polled", "with a new token it is not")
+            await client.set_status("away")
             await with_sockets(proxy, client)
 
     run(story)

@@ -72,7 +72,7 @@ class Proxy:
         self._refusing = refusing
 
     def block(self, blocking: bool = True) -> None:
-        """Whoever asks for a WebSocket is told 502, as by a proxy on the way that knows of none, or not any more."""
+        """Whoever asks for a WebSocket is told 403, as by a proxy on the way that knows of none, or not any more."""
         self._blocking = blocking
 
     def lead_to(self, port: int) -> None:
@@ -116,7 +116,9 @@ class Proxy:
                 writer.close()
                 return
             if b"upgrade: websocket" in begun.lower():
-                writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                page = b"<html><h1>Blocked</h1></html>"
+                writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/html\r\nConnection: close\r\n")
+                writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(page), page))
                 writer.close()
                 return
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._upstream)

@@ -344,6 +344,22 @@ def test_a_refused_token_is_fetched_again_and_a_plain_one_is_the_end(run: Run) -
     run(body)
 
 
+def test_a_server_that_forbids_it_is_the_end_and_something_on_the_way_is_not(run: Run) -> None:
+    async def body(server: Server) -> None:
+        page = b"<html>403 Forbidden</html>"
+        async with client(server, online=False) as me:
+            server.refusal = lambda token: picows.WSUpgradeResponse.create_error_response(403, page)
+            server.peers[0].cut()
+            await me.wait_state("failed")
+            assert len(server.tokens) == 6
+            assert "on the way" in str(me.reason)
+            page = b'{"error": {"code": "forbidden", "message": "not from here"}}'
+            with pytest.raises(ConnectionFailed, match="the server refused"):
+                await me.wait_synced()
+
+    run(body)
+
+
 def test_an_expiring_token_is_refreshed_on_the_living_connection(run: Run) -> None:
     async def body(server: Server) -> None:
         tokens = iter(["first", "second"])

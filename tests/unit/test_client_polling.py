@@ -263,10 +263,12 @@ def test_who_has_stopped_polls_no_more_and_begins_anew() -> None:
 class Rig:
     """A machine that was online once, whose socket can't be had, and its clock."""
 
+    ATTEMPT_MS = 30_000
+
     def __init__(self, *, online: bool = True, renewable: bool = True, **options: Any) -> None:
         self.now_ms = 0.0
         self.rosters: dict[str, list[StatusEntry]] = {}
-        timing = Timing(delays_ms=(0,), jitter=0.0)
+        timing = Timing(delays_ms=(0,), jitter=0.0, attempt_timeout_ms=self.ATTEMPT_MS)
         self.core = ClientCore(
             random=lambda: 0.5, timing=timing, online=online, renewable=renewable, device="laptop", **options
         )
@@ -580,6 +582,76 @@ def test_who_leaves_or_is_stopped_polls_no_more() -> None:
     rig.core.leave(rig.now_ms)
     assert of(rig.core.events(), StopPolling)
     assert rig.core.next_deadline_ms() is None
+
+
+# Between the attempts of the table, which take longer than the server's patience.
+
+
+class Away(Rig):
+    """One that was heard of last at 0 s, has lost its socket, and whose next attempt hangs."""
+
+    ATTEMPT_MS = 100_000
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.core.events()
+        self.core.lost(self.now_ms)
+
+    def polls_until(self, ms: float) -> list[tuple[float, PollRequest]]:
+        """The polls that go out meanwhile, with when; of them only the first is not answered."""
+        found: list[tuple[float, PollRequest]] = []
+        while (deadline := self.core.next_deadline_ms()) is not None and deadline <= ms:
+            self.now_ms = max(self.now_ms, deadline)
+            for poll in of(self.tick(), Poll):
+                found.append((self.now_ms, poll.request))
+                if len(found) == 1:
+                    self.core.poll_failed(self.now_ms, reason="no route")
+                else:
+                    self.core.polled(answer(entry("kol_1", "offline", 9), full=True), self.now_ms)
+        return found
+
+
+def test_a_client_that_is_long_in_coming_back_lets_the_server_know_and_hears_nothing() -> None:
+    rig = Away(status="busy")
+    kept = PollRequest(cursor="s1", status="busy", device="laptop")
+    assert rig.polls_until(59_999) == [(40_000.0, kept), (45_000.0, kept)]
+    assert rig.core.state in ("connecting", "disconnected")
+    assert (rig.core.stale, rig.core.copy.cursor) == (True, "s1")
+    assert rig.core.copy.status_of("kol_1").online  # as it was
+
+
+def test_it_says_nothing_any_more_when_it_is_too_late() -> None:
+    rig = Away()
+    rig.now_ms = 60_000.0
+    rig.core.tick(rig.now_ms)
+    assert rig.core.phase is Phase.OPENING
+    assert not of(rig.core.events(), Poll)
+    assert not of(rig.wait(20_000), Poll)
+
+
+def test_an_observer_and_one_who_was_never_online_need_not_say_it() -> None:
+    assert Away(online=False).polls_until(59_999) == []
+    core = ClientCore(random=lambda: 0.5, online=True)
+    core.start(0)
+    core.tick(29_000)
+    assert not of(core.events(), Poll)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_comes_next_ends_a_poll_that_only_kept_it_present(comes_back: bool) -> None:
+    rig = Away()
+    assert of(rig.wait(40_000), Poll)
+    if comes_back:
+        assert rig.core.phase is Phase.OPENING
+        rig.core.receive(Welcome("s", "user_1", "user", 30, 60, 9_999_999, "e", 0), rig.now_ms)
+        assert of(rig.core.events(), StopPolling)
+        rig.answer_all()
+        assert not rig.core.stale
+    else:
+        rig.core.lost(rig.now_ms, reason="refused")
+        events = [*rig.core.events(), *rig.tick()]
+        assert rig.core.phase is Phase.RESTING
+        assert [type(event) for event in events if isinstance(event, (Poll, StopPolling))] == [StopPolling, Poll]
 
 
 # What polls tell, in the copy.

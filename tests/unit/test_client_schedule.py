@@ -108,3 +108,20 @@ def test_scaled_timings_keep_the_jitters_share() -> None:
     timing = Timing().scaled(0.01)
     assert timing.delays_ms == (0, 30, 60, 120, 240)
     assert (timing.jitter, timing.slow_retry_ms, timing.stable_after_ms) == (0.2, 600, 300)
+
+
+@pytest.mark.parametrize(
+    ("status", "by_server", "then"),
+    [
+        (401, True, Then.NEW_TOKEN),
+        (401, False, Then.NEW_TOKEN),
+        (403, True, Then.STOP),
+        (403, False, Then.BACK_OFF),
+        (404, False, Then.BACK_OFF),
+        (426, True, Then.BACK_OFF),
+        (503, True, Then.BACK_OFF),
+        (302, False, Then.BACK_OFF),
+    ],
+)
+def test_only_the_server_itself_can_send_us_away_for_good(status: int, by_server: bool, then: Then) -> None:
+    assert after_refusal(status, by_server=by_server) is then
