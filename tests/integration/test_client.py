@@ -307,7 +307,7 @@ def test_a_revoked_token_is_replaced_and_a_plain_one_is_the_end(server: Server) 
 def test_a_plain_tokens_end_is_the_clients_and_whoever_iterates_is_told(server: Server) -> None:
     async def story() -> None:
         name = fresh("user")
-        async with client_of(server, name, token=server.token(name, expire_time=1)) as client:
+        async with client_of(server, name, token=server.token(name, expire_time=3)) as client:
             with pytest.raises(ConnectionFailed):
                 async for _ in client.changes():
                     pass
