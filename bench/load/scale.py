@@ -13,7 +13,7 @@ from typing import Final
 from bench.fit import line, power
 from bench.load import procfs
 from bench.load.driver import Swarm
-from bench.load.pairs import COMMON, SILENCE, SPIN, complaints, record
+from bench.load.pairs import COMMON, SILENCE, SPIN, complaints, counted, record
 from bench.load.servers import LONG_SILENCE, real
 from bench.load.setting import Setting
 from bench.load.tokens import host_names, token, user_names, write_tokens
@@ -25,6 +25,9 @@ __all__ = ["scale"]
 ONE_PROCESS: Final = 10_000  #: connections of one swarm; what is more comes from others
 RESERVED: Final = 500  #: descriptors that are no client's
 WATCHED: Final = 20
+#: A swarm that needs more of its core is given time: so many rounds' worth for one.
+SWARM_AIM: Final = 0.6
+PACE: Final = 1.6
 #: A power above that is growth that somebody should look at; the fit's own error is some hundredths.
 LINEAR_MOST: Final = 1.1
 
@@ -77,12 +80,16 @@ def _connections(setting: Setting, outcome: Outcome) -> None:
             coming.append((crowd, (procfs.cpu_ns(ours.pid) - cpu) / 1e6))
             time.sleep(setting.seconds(1.0, 0.1))
             memory.append((crowd, (procfs.memory(ours.pid) - empty).private_dirty / 1e6))
+            seconds, warmup_s = setting.seconds(1.5, 0.3), setting.seconds(0.5, 0.1)
+            first = swarm.run(seconds / 3, warmup_s=warmup_s)
+            pace_ms = PACE * first.round_ms if first.swarm_share > SWARM_AIM and not setting.quick else 0.0
             runs = [
-                record(setting, outcome, ours, swarm.run(setting.seconds(1.5, 0.3), warmup_s=setting.seconds(0.5, 0.1)))
-                for _ in range(3)
+                record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s, pace_ms=pace_ms)) for _ in range(3)
             ]
             complaints(outcome, ours)
-            changes.append((crowd, median(run.server_cpu_ns / 1000 / max(1, run.rounds) for run in runs)))
+            runs = counted(setting, runs)
+            if runs:
+                changes.append((crowd, median(run.server_cpu_ns / 1000 / max(1, run.rounds) for run in runs)))
     _fitted(setting, outcome, "a change told to everybody", "connections", "µs CPU a change", changes, "µs")
     _fitted(setting, outcome, "a crowd comes", "connections", "ms CPU in all", coming, "ms")
     _fitted(setting, outcome, "memory of a crowd", "connections", "MB private and dirty", memory, "MB")
@@ -122,7 +129,8 @@ def _changes(setting: Setting, outcome: Outcome) -> None:
                 options=["--rate", str(rate), SPIN],
             ) as swarm:
                 run = record(setting, outcome, ours, swarm.run(setting.seconds(3.0, 0.5), warmup_s=0.3))
-            points.append((rate, 1000 * run.server_cpu_ns / 1e9 / run.seconds))
+            if counted(setting, [run]):
+                points.append((rate, 1000 * run.server_cpu_ns / 1e9 / run.seconds))
     few = [(x, y) for x, y in points if x <= 100]
     _fitted(setting, outcome, "changes, each in a frame of its own", "changes a second", "ms CPU a second",
             few if len(few) > 1 else points, "ms")  # fmt: skip
@@ -135,6 +143,9 @@ def _fitted(
     setting: Setting, outcome: Outcome, name: str, x: str, y: str, points: list[tuple[float, float]], unit: str
 ) -> None:
     """A curve with its line, rows of what was measured, and whether it grows as it should."""
+    if len({x for x, _ in points}) < 2:
+        outcome.behind.append(f"{name}: too few runs count for a fit")
+        return
     fit, grows = line(points), power(points)
     each = fit.each * 1000 if unit in ("ms", "MB") else fit.each
     smaller = {"ms": "µs", "MB": "KB", "µs": "µs"}[unit]
