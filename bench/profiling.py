@@ -44,6 +44,7 @@ class Profiler:
     def observe(self, server: Server) -> Iterator[None]:
         """Look at it from its first run until the context ends."""
         over = threading.Event()
+        server.awaited.clear()
         thread = threading.Thread(target=self._look, args=(server, over), daemon=True)
         thread.start()
         try:
@@ -55,17 +56,25 @@ class Profiler:
 
     def _look(self, server: Server, over: threading.Event) -> None:
         server.loaded.wait()
-        if over.is_set():
-            return
+        if not over.is_set():
+            self._record(server, over)
+        server.awaited.set()
+
+    def _record(self, server: Server, over: threading.Event) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         output = self._folder / f"profile-{self._name}-{len(self._raw)}.raw"
         self._raw.append(output)
-        before = procfs.cpu_ns(server.pid)
         command = [
             *(str(self._program()), "record", "--pid", str(server.pid), "--native", "--rate", str(RATE)),
             *("--format", "raw", "--output", str(output), "--duration", "unlimited"),
         ]
-        spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        spy = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert spy.stdout is not None
+        for line in spy.stdout:
+            if "Sampling process" in line:
+                break
+        before = procfs.cpu_ns(server.pid)
+        server.awaited.set()
         while not over.wait(0.2) and spy.poll() is None:
             pass
         with contextlib.suppress(OSError):

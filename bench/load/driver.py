@@ -175,7 +175,7 @@ class Swarm:
         self, amount: float = 0, *, warmup_s: float = 0.0, payload_bytes: int = 0, pace_ms: float = 0.0, freeze: int = 0
     ) -> None:
         """A run starts; its result must be fetched before the next one. `freeze` is for sync: how many readers."""
-        self._server.loaded.set()
+        self._server.begin_load()
         self._say(f"run {amount} {warmup_s} {payload_bytes or freeze} {pace_ms}")
 
     def use(self, mode: str, active: int = 0) -> None:

@@ -87,7 +87,7 @@ class Crowd:
     async def measure(self, begin: Callable[[], None], seconds: float, warmup_s: float) -> tuple[float, float, float]:
         """Server CPU an operation in microseconds, operations a second, and this process's share of its core."""
         self.driving = True
-        self.server.loaded.set()
+        await asyncio.to_thread(self.server.begin_load)
         begin()
         await asyncio.sleep(warmup_s)
         operations, cpu = self.operations, procfs.cpu_ns(self.server.pid)

@@ -36,6 +36,7 @@ __all__ = ["API_KEY", "LIMITS_OFF", "LONG_SILENCE", "Server", "end", "limit", "r
 
 START_TIMEOUT_S: Final = 20
 END_TIMEOUT_S: Final = 10
+OBSERVER_TIMEOUT_S: Final = 30
 API_KEY: Final = f"api-{SECRET}"
 #: A swarm sends more on one connection than any client may; the check itself stays in.
 LIMITS_OFF: Final = {"FASTPRESENCE_LIMITS_RATE": "1000000", "FASTPRESENCE_LIMITS_BURST": "1000000"}
@@ -44,6 +45,12 @@ LONG_SILENCE: Final = {
     "FASTPRESENCE_PRESENCE_HEARTBEAT_INTERVAL": "1800",
     "FASTPRESENCE_PRESENCE_HEARTBEAT_TIMEOUT": "3600",
 }
+
+
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,12 @@ class Server:
     dialect: str = "raw"  #: how the swarm speaks to it when it is not real
     sampler: Sampler | None = None
     loaded: threading.Event = field(default_factory=threading.Event)  #: set when the first run begins
+    awaited: threading.Event = field(default_factory=_set)  #: not set: whoever looks on is not ready to
+
+    def begin_load(self) -> None:
+        """A run begins; the first one waits for whoever looks on."""
+        self.loaded.set()
+        self.awaited.wait(OBSERVER_TIMEOUT_S)
 
     def sampled(self) -> AbstractContextManager[None]:
         """Its memory is looked at while the context lasts."""

@@ -45,7 +45,7 @@ class Population:
     def ask(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.server.loaded.set()
+        self.server.begin_load()
         self._process.stdin.write(f"{command}\n".encode())
         self._process.stdin.flush()
         line = self._process.stdout.readline()
