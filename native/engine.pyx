@@ -57,6 +57,7 @@ cdef extern from "engine.h" nogil:
         void (*ended)(void *, fp_handle, fp_end, uint16_t) noexcept
         void (*drained)(void *, fp_handle, c_bool, uint64_t) noexcept
         void (*carry)(void *, fp_handle, const iovec *, unsigned) noexcept
+        void (*carry_hold)(void *, fp_handle, c_bool) noexcept
         void (*carry_end)(void *, fp_handle) noexcept
         void (*carry_cut)(void *, fp_handle) noexcept
     ctypedef struct fp_config:
@@ -170,6 +171,13 @@ cdef void on_carry(void *context, fp_handle handle, const iovec *pieces, unsigne
                                 for i in range(count)]))
 
 
+cdef void on_carry_hold(void *context, fp_handle handle, c_bool held) noexcept:
+    cdef Engine engine = <Engine>context
+    carrier = engine.carriers.get(handle)
+    if carrier is not None:
+        carrier.hold(bool(held))
+
+
 cdef void on_carry_end(void *context, fp_handle handle) noexcept:
     cdef Engine engine = <Engine>context
     carrier = engine.carriers.get(handle)
@@ -235,6 +243,7 @@ cdef class Engine:
         hooks.ended = on_ended
         hooks.drained = on_drained
         hooks.carry = on_carry
+        hooks.carry_hold = on_carry_hold
         hooks.carry_end = on_carry_end
         hooks.carry_cut = on_carry_cut
         self.carriers = {}
@@ -441,7 +450,8 @@ cdef class Engine:
     # Connections whose sockets somebody else holds: TLS.
 
     def adopt(self, carrier not None):
-        """A new connection that `carrier` carries: `write(bytes)`, `end()` (after what is written), `cut()` (now).
+        """A new connection that `carrier` carries: `write(bytes)`, `end()` (after what is written), `cut()` (now),
+        `hold(held)` (read no more, or go on).
 
         Returns its handle, or None at a limit: of all connections (then `has_room` is False), or of those from
         `carrier.address`. The carrier says `feed`, `full`, `drained`, `lost`.

@@ -266,7 +266,8 @@ class Peer:
         self.worker.loop.call_soon(self._give_up, reason)
 
     def _give_up(self, reason: str) -> None:
-        if not self.closed:
+        # One that has ended may still be heard out; its answers go nowhere, and that is no fault of its.
+        if not self.closed and self.worker.engine.owner(self.handle & 0xFFFFFFFF) is self:
             self._break(4009, reason, self.worker.now())
             self.worker.settle()
             self.worker.engine.send()

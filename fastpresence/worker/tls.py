@@ -25,6 +25,8 @@ LOG: Final = logging.getLogger("fastpresence.worker")
 ACCEPTS: Final = 64
 #: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
 BUFFER: Final = 65_536
+#: Bytes that have come and that nobody takes just now: uvloop's own mark is eight times that.
+UNREAD: Final = 65_536
 #: For those that we have no room for, as the engine says it.
 FULL: Final = answer_error(HttpError(503, "unavailable", "too many connections now", (("Retry-After", "5"),)))
 CROWDED: Final = answer_error(
@@ -58,19 +60,21 @@ def context(cert: str, key: str) -> ssl.SSLContext:
 class Carried(asyncio.Protocol):
     """One TLS connection: the engine's carrier and the transport's protocol."""
 
-    __slots__ = ("_engine", "_full", "_handle", "_transport", "address", "shaking")
+    __slots__ = ("_engine", "_full", "_handle", "_held", "_reads", "_transport", "address", "shaking")
 
     def __init__(self, engine: Engine, address: str) -> None:
         self._engine = engine
         self._transport: asyncio.Transport | None = None
         self._full = False
+        self._held = False
+        self._reads = True
         self.address = address
         self.shaking: asyncio.Task[None] | None = None  #: its handshake, while that is under way
         #: Counted, and its time runs, from here on: half a handshake is a connection like half a request.
         self._handle: int | None = engine.adopt(self)
 
     @property
-    def is_held(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the engine has it: not at a limit of connections, nor after its end."""
         return self._handle is not None
 
@@ -79,6 +83,7 @@ class Carried(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=BUFFER)
+        self._transport.set_read_buffer_limits(high=UNREAD)  # type: ignore[attr-defined]  # uvloop's own
         if self._handle is None:  # cut off in the moment in which it was done
             self._transport.abort()
 
@@ -90,16 +95,27 @@ class Carried(asyncio.Protocol):
         self._full = True
         if self._handle is not None and self._transport is not None:
             self._engine.full(self._handle)
-            self._transport.pause_reading()  # who does not drain its answers is not read from
+            self._read_or_not()
 
     def resume_writing(self) -> None:
         self._full = False
         if self._handle is None or self._transport is None:
             return
-        self._transport.resume_reading()
         self._engine.drained(self._handle)
         if self._full and self._handle is not None:  # what had waited filled it again
             self._engine.full(self._handle)
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Who does not drain its answers is not read from, nor who has asked for enough already."""
+        reads = not (self._full or self._held)
+        if self._transport is None or reads is self._reads:
+            return
+        self._reads = reads
+        if reads:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -121,6 +137,11 @@ class Carried(asyncio.Protocol):
         """Nothing more comes: close once everything is sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def hold(self, held: bool) -> None:
+        """Read no more, or go on."""
+        self._held = held
+        self._read_or_not()
 
     def cut(self) -> None:
         """The engine has let go of it."""
@@ -201,7 +222,7 @@ class TlsFront:
                 return
             client.setblocking(False)
             carried = Carried(self._engine, str(address[0]))
-            if carried.is_held:
+            if carried.is_known:
                 task = self._loop.create_task(self._shake(client, carried))
                 carried.shaking = task
                 self._shaking.add(task)
@@ -233,7 +254,7 @@ class TlsFront:
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError):  # TimeoutError is an OSError
             client.close()
-            if carried.is_held:
+            if carried.is_known:
                 self._note(carried.address)
                 carried.fail()
         finally:

@@ -192,14 +192,16 @@ class Worker:
                         pass
                     elif backlog and owner in backlog:
                         backlog.add(owner, (kind, data))
-                    elif len(data) >= HEAVY and self._is_late():
+                    elif (len(data) >= HEAVY or kind >= native.DEFLATED_TEXT) and self._is_late():
                         backlog.begin(owner, (kind, data))
                     else:
                         owner.on_message(kind, data, now)
                 elif kind == native.REQUEST:
                     self._on_request(owner, what, data, now)
                 elif type(owner) is not Peer or owner.closed:
-                    self.backlog.kick()  # an HTTP client's socket may have drained
+                    if kind == native.ENDED:
+                        backlog.take(owner)  # whatever an HTTP client asked for: nobody is there to hear it
+                    backlog.kick()  # its socket may have drained
                 elif kind == native.ENDED:
                     self._on_ended(owner, what, data[0], data[1], now)
                 else:
@@ -232,8 +234,13 @@ class Worker:
         now = self.now()
         try:
             if type(owner) is Peer:
-                if not owner.closed:
-                    kind, data = item
+                kind, data = item
+                if owner.closed:
+                    pass
+                elif kind == native.ENDED:
+                    how, code, heard_ms = data
+                    self._on_ended(owner, how, code, heard_ms, now)
+                else:
                     owner.on_message(kind, data, now)
             else:
                 self._answer_all(owner, item, now)
@@ -368,15 +375,17 @@ class Worker:
     # The end of a connection.
 
     def _on_ended(self, peer: Peer, how: int, code: int, heard_ms: int, now: Now) -> None:
-        if (
-            self.backlog
-            and (waiting := self.backlog.take(peer)) is not None
-            and how in (native.CLOSED, native.VIOLATION)
-        ):
-            for message in waiting:  # what came before the end counts
-                self._carry_out(peer, message)
-            if peer.closed:
-                return
+        waiting = self.backlog.take(peer) if self.backlog else None
+        if waiting is not None and how in (native.CLOSED, native.VIOLATION):
+            while waiting:  # what came before the end counts
+                if self._is_late():
+                    # Its answers would come too late; what it changes comes in its turn, and then the end.
+                    self.backlog.take(peer)
+                    self.backlog.begin(peer, *waiting, (native.ENDED, (how, code, heard_ms)))
+                    return
+                self._carry_out(peer, waiting.popleft())
+                if peer.closed:
+                    return
         if how == native.CLOSED and code == 1000:
             self.end_session(peer, "closed", now)
         elif how == native.SILENT:

@@ -93,7 +93,7 @@ typedef struct {
     size_t in_size, in_done, chunk;
     int64_t room; /* bytes that the network takes from the engine */
     bool full;    /* of a carried one: told so */
-    bool held;
+    bool held, paused; /* by its owner; of a carried one: told so */
     uint32_t mask;
     uint64_t data;
     bool watched;
@@ -567,6 +567,15 @@ static void on_carry(void *context, fp_handle handle, const struct iovec *pieces
         peer->full = true;
         fp_engine_full(&engine, handle);
     }
+}
+
+static void on_carry_hold(void *context, fp_handle handle, bool held)
+{
+    (void)context;
+    peer *peer = of_handle(handle);
+    CHECK(peer && peer->carried && peer->open, "nobody is held");
+    CHECK(peer->paused != held, "held twice, or let go twice");
+    peer->paused = held;
 }
 
 static void on_carry_end(void *context, fp_handle handle)
@@ -1158,7 +1167,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const fp_hooks HOOKS = {
         .request = on_request, .message = on_message, .ping = on_ping, .ended = on_ended, .drained = on_drained,
-        .carry = on_carry, .carry_end = on_carry_end, .carry_cut = on_carry_cut,
+        .carry = on_carry, .carry_hold = on_carry_hold, .carry_end = on_carry_end, .carry_cut = on_carry_cut,
     };
     size = size < STORY_MAX ? size : STORY_MAX;
     input = data;

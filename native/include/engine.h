@@ -170,8 +170,9 @@ typedef struct {
     void (*ended)(void *context, fp_handle handle, fp_end how, uint16_t code);
     /* Its socket took everything; where `missed`, presence since `missed_from` was left out: see fp_engine_caught_up. */
     void (*drained)(void *context, fp_handle handle, bool missed, uint64_t missed_from);
-    /* Of a carried connection: write these pieces; write no more behind them; let go of it at once. */
+    /* Of a carried connection: write these pieces; read no more, or go on; write no more; let go of it at once. */
     void (*carry)(void *context, fp_handle handle, const struct iovec *pieces, unsigned count);
+    void (*carry_hold)(void *context, fp_handle handle, bool held);
     void (*carry_end)(void *context, fp_handle handle);
     void (*carry_cut)(void *context, fp_handle handle);
 } fp_hooks;

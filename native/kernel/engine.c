@@ -70,7 +70,9 @@ static void hold(fp_engine *engine, fp_conn *conn, bool held)
     if (conn->held == held)
         return;
     conn->held = held;
-    if (!conn->rest)
+    if (conn->carried)
+        engine->hooks.carry_hold(engine->hooks.context, fp_engine_handle(engine, conn), held);
+    else if (!conn->rest)
         watch(engine, conn, EPOLL_CTL_MOD, interest(conn));
 }
 

@@ -323,6 +323,28 @@ def test_f14_very_many_who_ask_for_much_and_read_nothing_cost_a_turn_s_answers_e
         assert siege.grown() / count < 300_000
 
 
+@pytest.mark.parametrize("goes", [False, True], ids=["stays", "goes"])
+@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.long)])
+def test_f14_questions_that_are_small_only_until_they_are_inflated_hold_nobody_up(
+    start: Start, count: int, goes: bool
+) -> None:
+    # Found by reading: what is heavy was told by the compressed size, and who asked and closed was answered at once.
+    server = start(presence__heartbeat_timeout=60, limits__rate=1000, limits__burst=1000)
+    token = server.token("attacker")
+    asked = json.dumps({"type": "request_online_status", "user_ids": ["a"] * 1000}, separators=(",", ":")).encode()
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    small = (squeezer.compress(asked) + squeezer.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    assert len(small) < 100
+    breath = frame(TEXT, small, rsv=4) * 30 + (frame(CLOSE, b"\x03\xe8") if goes else b"")
+    with Siege(server, f"F-14 small questions ({count}, {goes})") as siege:
+        socks = [
+            siege.add(websocket(server, token, "Sec-WebSocket-Extensions: permessage-deflate", receive_buffer=4096))
+            for _ in range(count)
+        ]
+        flood(socks, breath, 3.0, bytes_each=len(breath))
+        time.sleep(1.0)
+
+
 def test_f14_a_flood_of_status_changes_is_conflated_and_never_punished(server: Server) -> None:
     with Siege(server, "F-14 status changes") as siege:
         socks = []

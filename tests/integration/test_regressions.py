@@ -52,6 +52,8 @@ class Carrier:
 
     def cut(self) -> None: ...
 
+    def hold(self, held: bool) -> None: ...
+
 
 def test_whoever_sends_more_than_one_read_behind_his_handshake_leaves_no_ghost() -> None:
     # The second read's worth was taken for another request: the connection lost its peer, the session never ended.

@@ -101,6 +101,8 @@ class Carrier:
 
     def cut(self) -> None: ...
 
+    def hold(self, held: bool) -> None: ...
+
 
 @pytest.mark.parametrize(
     ("one", "other", "are_the_same"),
@@ -216,6 +218,26 @@ def test_one_that_is_held_and_then_closed_says_goodbye_as_everybody_does(make_ri
     client.send_frame(CLOSE, b"\x0f\xa0")
     rig.until(lambda: client.ended)
     assert messages(rig) == []
+
+
+def test_the_carrier_of_one_that_is_held_is_told_once_each_way_and_when_it_is_closed() -> None:
+    # Found by reading: a TLS connection that waited its turn was read from all the same, as fast as it could send.
+    told: list[bool] = []
+
+    class Held(Carrier):
+        def hold(self, held: bool) -> None:
+            told.append(held)
+
+    engine = Engine(lambda events: None)
+    carrier = Held(engine, "192.0.2.1")
+    assert carrier.handle is not None
+    engine.upgrade(carrier.handle, True, 0)
+    for held in (True, True, False, False, True):
+        engine.hold(carrier.handle, held)
+    assert told == [True, False, True]
+    engine.close(carrier.handle, 4000)  # what it answers is to be read
+    assert told == [True, False, True, False]
+    engine.close_all()
 
 
 def test_one_that_is_held_and_reset_is_over_at_once(make_rig: MakeRig) -> None:
