@@ -16,8 +16,6 @@ from fastpresence.messages import Status
 
 __all__ = [
     "HEARTBEAT_MS",
-    "INCOMING",
-    "OUTGOING",
     "RETENTION_MS",
     "RING_MS",
     "SESSIONS",
@@ -32,10 +30,7 @@ __all__ = [
 HEARTBEAT_MS = 60_000
 RING_MS = 60_000
 RETENTION_MS = 300_000
-# Limits, small enough to be met.
-SESSIONS = 4  #: of one user
-OUTGOING = 2  #: calls of one session that ring
-INCOMING = 3  #: calls that ring at one user
+SESSIONS = 4  #: of one user: a limit that is met
 
 ORDER: list[Status] = ["offline", "away", "online", "busy"]
 
@@ -97,7 +92,9 @@ class Person:
 
 
 class Model:
-    def __init__(self, kinds: dict[str, str], grace_ms: int | None, roster_limit: int) -> None:
+    def __init__(
+        self, kinds: dict[str, str], grace_ms: int | None, roster_limit: int, outgoing: int, incoming: int
+    ) -> None:
         self.ms = 1_000_000
         self.wall_us = 1_640_995_200_000_000
         self.people = {user: Person(kind) for user, kind in kinds.items()}
@@ -105,6 +102,8 @@ class Model:
         self.crowded: set[str] = set()
         self.grace_ms = grace_ms
         self.roster_limit = roster_limit
+        self.outgoing = outgoing  # calls of one session that ring
+        self.incoming = incoming  # calls that ring at one user
         self.made = 0
 
     # What is.
@@ -374,9 +373,9 @@ class Model:
             codes.append("user_offline")
         elif not any(each.attached for each in self.people[callee].sessions):
             codes.append("unavailable")
-        if status == "busy" or self.accepted(session.user) or len(self.ringing_at(callee)) >= INCOMING:
+        if status == "busy" or self.accepted(session.user) or len(self.ringing_at(callee)) >= self.incoming:
             codes.append("user_busy")
-        if sum(call.caller is session for call in self.calls) >= OUTGOING:
+        if sum(call.caller is session for call in self.calls) >= self.outgoing:
             codes.append("too_many")
         if codes:
             raise Refused(*codes)

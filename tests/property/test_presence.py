@@ -10,7 +10,9 @@ Leaves out: several processes, a user whose type changes, and what only the work
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import groupby
 from typing import TypeVar
 from unittest import mock
@@ -30,8 +32,6 @@ from fastpresence.presence.sessions import Session as CoreSession
 from fastpresence.worker import poll
 from tests.property.model import (
     HEARTBEAT_MS,
-    INCOMING,
-    OUTGOING,
     RETENTION_MS,
     SESSIONS,
     Frame,
@@ -83,13 +83,8 @@ calling = precondition(lambda self: bool(self.model.calls))
 class Presence(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.limits = [
-            mock.patch.object(calls, "OUTGOING_MAX", OUTGOING),
-            mock.patch.object(calls, "INCOMING_MAX", INCOMING),
-            mock.patch.object(poll, "PAGE", PAGE),
-        ]
-        for limit in self.limits:
-            limit.start()
+        self.patches = ExitStack()
+        self.patches.enter_context(mock.patch.object(poll, "PAGE", PAGE))
         self.core: dict[Session, CoreSession] = {}
         self.gone: list[Session] = []
         self.connections: list[Connection] = []  # open
@@ -114,13 +109,20 @@ class Presence(RuleBasedStateMachine):
     @initialize(
         grace_ms=st.sampled_from([None, 0, 10_000]),
         roster_limit=st.sampled_from([2, 2, 3, 10]),
+        limits=st.sampled_from([(1, 3), (8, 2)]),
         crowd=st.lists(st.tuples(USERS, DEVICES, NAME_SETS), min_size=3, max_size=8),
     )
     def start(
-        self, grace_ms: int | None, roster_limit: int, crowd: list[tuple[str, str | None, frozenset[str]]]
+        self,
+        grace_ms: int | None,
+        roster_limit: int,
+        limits: tuple[int, int],
+        crowd: list[tuple[str, str | None, frozenset[str]]],
     ) -> None:
-        """Some are there from the start."""
-        self.model = Model(KINDS, grace_ms, roster_limit)
+        """Some are there from the start. `limits`: calls that one session lets ring, and that ring at one user."""
+        self.model = Model(KINDS, grace_ms, roster_limit, *limits)
+        self.patches.enter_context(mock.patch.object(calls, "OUTGOING_MAX", limits[0]))
+        self.patches.enter_context(mock.patch.object(calls, "INCOMING_MAX", limits[1]))
         self.service = OnlineStatusService(
             epoch=EPOCH,
             public_types={"kol"},
@@ -279,6 +281,9 @@ class Presence(RuleBasedStateMachine):
             )
         else:
             say = None if index % 2 else status
+            others = [each.device for each in self.model.people[session.user].sessions if each is not session]
+            if others and index % 3:  # mostly the name of a device that there is
+                device = others[index % len(others)]
             self.both(
                 lambda: self.model.update(session, say, device),
                 lambda: self.service.handle_update(real, status=say, device=device, now=now),
@@ -454,8 +459,9 @@ class Presence(RuleBasedStateMachine):
             assert isinstance(real.connection, Connection)
             if not real.connection.jammed:
                 taken += 1
-            elif not isinstance(frame, CallRinging | CallSignalled):
-                self.service.calls.miss(real, frame)
+                continue
+            self.service.calls.miss(real, frame)
+            if not isinstance(frame, CallRinging | CallSignalled):
                 session.missed.append(plain(frame))
                 stuck[session] = None
         for session in self.model.sessions():
@@ -741,6 +747,8 @@ class Presence(RuleBasedStateMachine):
             reachable = [] if entry.status == "offline" else [self.core[session] for session in person.sessions]
             assert list(self.service.sessions_of(user)) == reachable
             assert record is None or record.hidden == person.hidden
+            rooms = Counter(name for session in person.sessions for name in session.rooms)
+            assert ((record and record.rooms) or {}) == rooms
 
     @invariant()
     def sessions_are_where_the_model_has_them(self) -> None:
@@ -785,8 +793,7 @@ class Presence(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once everybody is gone, and the retention has passed, nothing is left of anybody."""
-        for limit in self.limits:
-            limit.stop()
+        self.patches.close()
         if sys.exc_info()[0] is not None or not hasattr(self, "model"):
             return
         for user in KINDS:
