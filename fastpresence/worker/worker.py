@@ -183,7 +183,7 @@ class Worker:
 
     def _on_batch(self, events: list[tuple[int, Any, Any, Any]]) -> None:
         now = self.now()
-        backlog = self.backlog
+        backlog, calls = self.backlog, self.service.calls
         for kind, owner, what, data in events:
             try:
                 if kind in MESSAGES:
@@ -210,6 +210,8 @@ class Worker:
                 # A fault of ours: the one connection pays for it, the rest of the batch is still to be done.
                 LOG.exception("fault")
                 self._fail(owner, what, now)
+            if calls.outbox:
+                self.tell_calls()  # now: the next event may end a session, or supersede it, that is to be told
         self.settle()
 
     def settle(self) -> None:

@@ -449,6 +449,26 @@ def test_who_reconnects_has_his_call_and_is_told_what_he_missed_behind_the_ack(s
     asyncio.run(story())
 
 
+def test_what_was_for_a_session_is_told_before_the_next_frame_of_the_same_turn_supersedes_it(server: Server) -> None:
+    async def story() -> None:
+        async with Clients(server) as clients:
+            caller, host = await online(clients), await online(clients, "kol", device="phone")
+            again = await clients.connect(host.user_id, "kol", public=False)
+            call_id = await ring(caller, host)
+            os.kill(server.worker_pid, signal.SIGSTOP)
+            try:  # both frames wait for the worker's next turn
+                await caller.send("call_cancel", call_id=call_id)
+                await asyncio.sleep(0.1)
+                await again.send("user_online", device="phone")
+                await asyncio.sleep(0.1)
+            finally:
+                os.kill(server.worker_pid, signal.SIGCONT)
+            await host.take("call_cancel", call_id=call_id)
+            assert kinds(again, call_id) == []
+
+    asyncio.run(story())
+
+
 def test_a_device_that_comes_while_it_rings_rings_too_and_may_take_it(server: Server) -> None:
     async def story() -> None:
         async with Clients(server) as clients:
