@@ -12,6 +12,7 @@ import binascii
 import os
 import sys
 import time
+from functools import partial
 from typing import Any, Final, get_args
 
 import msgspec
@@ -20,7 +21,7 @@ from fastpresence.client.connection import PresenceClient
 from fastpresence.client.machine import Freshness
 from fastpresence.client.roster import Change
 from fastpresence.client.schedule import Timing
-from fastpresence.errors import FastPresenceError
+from fastpresence.errors import ConnectionFailed, FastPresenceError
 from fastpresence.messages import Status, StatusEntry
 
 __all__ = ["main", "show"]
@@ -97,9 +98,11 @@ async def show(options: argparse.Namespace, token: str, timing: Timing | None = 
         changes = client.changes()
         for entry in sorted(client.statuses().values(), key=lambda entry: entry.user_id):
             print(line(entry, "-"), flush=True)
-        await client.watch(*options.watch)
-        for room in options.room:
-            await client.join(room)
+        for wish in (partial(client.watch, *options.watch), *(partial(client.join, room) for room in options.room)):
+            try:
+                await wish()
+            except ConnectionFailed as exc:
+                note(f"{exc}; the next connection asks for it")
         async for change in changes:
             print(line_of(change), flush=True)
 

@@ -293,7 +293,7 @@ class Driver:
             else:
                 failed = {"http_status": response.status, "retry_after_ms": response.retry_after_ms}
         except (OSError, FastPresenceError) as exc:
-            failed = {"reason": f"the poll failed: {exc or type(exc).__name__}"}
+            failed = {"reason": str(exc) or type(exc).__name__}
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             failed = {"reason": f"the answer to a poll is none: {exc}"}
         if self._polling is not asyncio.current_task():
@@ -302,7 +302,7 @@ class Driver:
         if answer is not None:
             self.core.polled(answer, self.now_ms())
         else:
-            log.warning("poll: %s", failed)
+            log.warning("a poll failed: %s", failed.get("reason") or f"HTTP {failed['http_status']}")
             self.core.poll_failed(self.now_ms(), **failed)
         self.pump()
 
