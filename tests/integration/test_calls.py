@@ -529,13 +529,13 @@ def test_a_side_that_breaks_off_has_its_grace_and_then_the_other_is_free(
                 each.keep_beating(0.2)
             if accepted:
                 await watcher.sees(going.user_id, "busy")
-            await going.beat()
             begun_s = time.monotonic()
+            await going.beat()
             await going.cut()
             await other.beat()
             assert "call_end" not in kinds(other, call_id)
             assert (await other.take("call_end", call_id=call_id))["reason"] == "offline"
-            assert 0.9 <= time.monotonic() - begun_s < 1 + 0.25 + 0.5
+            assert 0.99 <= time.monotonic() - begun_s < 1 + 0.25 + 1
             await watcher.sees(going.user_id, "offline")
             await watcher.sees(other.user_id, "online")
             expected = ["online", "busy"] if accepted else ["online"]
@@ -626,11 +626,11 @@ def test_a_call_that_nobody_answers_rings_for_a_minute(server: Server) -> None:
             caller, host = await online(clients), await online(clients, "kol")
             for client in (caller, host):
                 client.keep_beating(5)
-            call_id = await ring(caller, host)
             begun_s = time.monotonic()
+            call_id = await ring(caller, host)
             for client in (caller, host):
                 assert (await client.take("call_end", call_id=call_id, deadline=70))["reason"] == "timeout"
-            assert 59.9 <= time.monotonic() - begun_s < 60.75
+            assert 59.99 <= time.monotonic() - begun_s < 60 + 0.25 + 1
             await nothing_is_left(caller, call_id)
 
     asyncio.run(story())
