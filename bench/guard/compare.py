@@ -22,7 +22,7 @@ from typing import Final
 from bench.guard.paths import ROUNDS
 from bench.outcome import BenchError, table
 
-__all__ = ["guard", "judge", "read_counts", "waivers"]
+__all__ = ["base_of_change", "guard", "judge", "read_counts", "waivers"]
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
@@ -36,7 +36,7 @@ def guard(base: str | None = None) -> int:
     """Prints the comparison. 0: nothing costs more, or what does is waived; 1: something does."""
     if shutil.which("valgrind") is None:
         raise BenchError("the guard counts with valgrind, which is not here (Debian: apt-get install valgrind)")
-    revision = base or _base()
+    revision = base or base_of_change()
     with tempfile.TemporaryDirectory(prefix="fastpresence-guard-") as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         marks = _marks(folder)
@@ -117,7 +117,7 @@ def _revision(name: str) -> str | None:
         return None
 
 
-def _base() -> str | None:
+def base_of_change() -> str | None:
     """What to compare with; None when there is nothing before HEAD, or no history at all."""
     head = _revision("HEAD")
     for main in MAIN:

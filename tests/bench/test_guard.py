@@ -1,5 +1,11 @@
-"""The instruction guard: what it reads, what it lets pass."""
+"""The instruction guard: what it reads, what it lets pass, what it compares with."""
 
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.guard import compare
 from bench.guard.compare import judge, read_counts, waivers
 from bench.guard.paths import CLOSING, PATHS, ROUNDS, prepared
 
@@ -50,3 +56,73 @@ def test_every_path_runs_twice() -> None:
         for path in ran.values():
             path()
             path()
+
+
+class Repository:
+    """A git repository of one file, for which the guard's root stands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.git("init", "-q", "-b", "main")
+
+    def git(self, *words: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=self.folder, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def commit(self, text: str) -> str:
+        (self.folder / "file").write_text(text)
+        self.git("add", "file")
+        self.git("commit", "-q", "-m", text)
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    return Repository(tmp_path)
+
+
+def test_the_first_commit_has_nothing_to_be_compared_with(repository: Repository) -> None:
+    repository.commit("one")
+    assert compare.base_of_change() is None
+
+
+def test_what_has_landed_is_compared_with_the_commit_before_it(repository: Repository) -> None:
+    before = repository.commit("one")
+    repository.commit("two")
+    assert compare.base_of_change() == before
+
+
+def test_a_branch_is_compared_with_where_it_left_main(repository: Repository) -> None:
+    fork = repository.commit("one")
+    repository.git("checkout", "-q", "-b", "change")
+    repository.commit("two")
+    repository.commit("three")
+    assert compare.base_of_change() == fork
+
+
+def test_changes_that_are_no_commit_yet_are_compared_with_the_last_one(repository: Repository) -> None:
+    repository.commit("one")
+    head = repository.commit("two")
+    (repository.folder / "file").write_text("three")
+    assert compare.base_of_change() == head
+
+
+def test_a_shallow_clone_of_what_has_landed_has_nothing_to_be_compared_with(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.commit("one")
+    repository.commit("two")
+    clone = tmp_path / "clone"
+    repository.git("clone", "-q", "--depth", "1", f"file://{repository.folder}", str(clone))
+    monkeypatch.setattr(compare, "ROOT", clone)
+    assert compare.base_of_change() is None
+
+
+def test_a_folder_without_history_has_nothing_to_be_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    assert compare.base_of_change() is None
