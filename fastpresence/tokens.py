@@ -145,13 +145,14 @@ class TokenKeys:
         """A token that is good for `expire_time` seconds, and when it runs out (Unix epoch, seconds).
 
         `watch` and `rooms`: see Claims. The caller has checked the names; a token that `verify` would refuse raises
-        TokenError here.
+        TokenError here. In the second in which the user's tokens were revoked the new one is dated a second later.
         """
+        revoked = self._revocations.before(user_id)
         payload = _encode(
             _Payload(
                 user_id,
                 user_type,
-                iat=now,
+                iat=now if revoked is None else max(now, revoked + 1),
                 exp=now + expire_time,
                 jti=secrets.token_urlsafe(12),
                 room=room,

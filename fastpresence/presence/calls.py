@@ -156,6 +156,8 @@ class Calls:
         """The called user takes the call with this session; whatever else rings for either user is over."""
         call = self._find(session, call_id)
         callee = session.record
+        if call.phase is ACTIVE and session is call.taker:
+            return  # said again by who did not hear that it was taken
         if callee is not call.callee or not self._move(call, CallCue.ACCEPT):
             raise UnknownCall("no such call rings here")
         self._stop_ringing(call)

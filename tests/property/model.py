@@ -387,6 +387,8 @@ class Model:
 
     def accept(self, session: Session, call_id: str) -> None:
         call = self._find(session, call_id)
+        if call.taker is session:
+            return
         if session.user != call.callee or call.taker is not None:
             raise Refused("unknown_call")
         self._tell_all([call.caller, *call.ringing], self._frame("call_accept", call, session.user), but=session)

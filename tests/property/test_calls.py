@@ -283,7 +283,8 @@ class Calling(RuleBasedStateMachine):
     def accept_at(self, phone: Phone, call_id: str) -> None:
         call = self.calls.get(call_id)
         assert phone.session
-        allowed = call is not None and call.taker is None and call.callee == phone.user
+        again = call is not None and call.taker is phone
+        allowed = again or (call is not None and call.taker is None and call.callee == phone.user)
         try:
             self.service.handle_call_accept(phone.session, call_id, now=self.now)
         except UnknownCall:
@@ -291,6 +292,8 @@ class Calling(RuleBasedStateMachine):
             return
         assert allowed
         assert call is not None
+        if again:
+            return
         phone.drop(call.call_id)
         phone.talks.add(call.call_id)
         call.taker = phone

@@ -120,6 +120,20 @@ def test_a_cancel_that_crosses_an_accept_hangs_up(stage: Stage) -> None:
     assert stage.is_quiet()
 
 
+def test_an_accept_that_is_said_again_changes_nothing(stage: Stage) -> None:
+    caller, phone, tablet = stage.online("user"), stage.online("kol", "phone"), stage.online("kol", "tablet")
+    stage.call(caller, "kol")
+    stage.service.handle_call_accept(phone, "c", now=START)
+    stage.told()
+    version = stage.service.version
+    stage.service.handle_call_accept(phone, "c", now=START)
+    assert stage.told() == []
+    assert stage.service.version == version
+    for other in (tablet, caller):
+        with pytest.raises(UnknownCall):
+            stage.service.handle_call_accept(other, "c", now=START)
+
+
 def test_a_late_reject_of_another_device_does_not_end_the_call(stage: Stage) -> None:
     caller, phone, tablet = stage.online("user"), stage.online("kol", "phone"), stage.online("kol", "tablet")
     stage.call(caller, "kol")

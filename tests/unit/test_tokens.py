@@ -217,6 +217,17 @@ def test_an_api_key_is_known_whole_and_not_in_part() -> None:
 # Revocations.
 
 
+def test_a_token_that_is_issued_in_the_second_of_a_revocation_is_good_and_those_before_are_not() -> None:
+    revocations = Revocations()
+    keys = TokenKeys([TokenKey("k", "a-secret-of-thirty-two-characters")], revocations)
+    old, _ = keys.issue("user_1", "user", room=None, expire_time=60, now=1000)
+    revocations.add("user_1", 1000, 1000)
+    new, _ = keys.issue("user_1", "user", room=None, expire_time=60, now=1000)
+    with pytest.raises(TokenError, match="revoked"):
+        keys.verify(old, now=1000)
+    assert keys.verify(new, now=1000).issued_at == 1001
+
+
 def test_a_token_of_the_revoked_second_is_dead_and_one_of_the_next_lives() -> None:
     revocations = Revocations()
     revocations.add("user_1", 1000, 1000)
