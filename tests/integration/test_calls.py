@@ -182,7 +182,7 @@ def test_a_call_that_was_taken_is_ended_by_either_user_from_any_session_but_not_
             call_id = await connect_call(caller, callee, tablet)
             await tablet.refused("call_reject", "unknown_call", call_id=call_id)
             await tablet.refused("call_accept", "unknown_call", call_id=call_id)
-            await callee.refused("call_accept", "unknown_call", call_id=call_id)
+            await callee.do("call_accept", call_id=call_id)  # said again by who did not hear of it
             await callee.refused("call_cancel", "unknown_call", call_id=call_id)
             await caller.refused("call_accept", "unknown_call", call_id=call_id)
             await caller.refused("call_reject", "unknown_call", call_id=call_id)
