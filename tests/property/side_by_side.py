@@ -165,7 +165,8 @@ class SideBySide(RuleBasedStateMachine):
             session.told = []
         assert not told
         for session in stuck:
-            self.break_connection(session, self.model.ms)
+            if session.attached:  # what became of the one before may have broken it already
+                self.break_connection(session, self.model.ms)
         return taken
 
     def break_connection(self, session: Session, heard_ms: int) -> None:
