@@ -33,12 +33,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 async def begin(clients: Clients) -> Scene:
     """A scene whose witness stays alive by himself."""
     scene = await Scene.begin(clients)

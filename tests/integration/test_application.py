@@ -29,12 +29,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "limits.rate": 10_000, "limits.burst": 10_000})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def force(server: Server, user_id: str, status: str) -> dict[str, Any]:
     """The answer to a status that was forced."""
     got, entry, _ = server.http("POST", f"{BASE}/users/{user_id}/status", {"status": status})

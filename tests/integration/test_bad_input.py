@@ -39,12 +39,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 #: What is sent -> the error's code, and what its message has to name. `ID` as `id` is answered with it.
 ID = 7
 CALL = {"type": "call", "call_id": "c", "to_user_id": "u", "video": True, "audio": True, "id": ID}

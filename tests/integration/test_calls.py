@@ -23,12 +23,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "limits.rate": 10_000, "limits.burst": 10_000})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def about(client: Client, call_id: str) -> list[Frame]:
     """What the client was told of this call, in order."""
     return [frame for _, frame in client.frames if frame.get("call_id") == call_id]

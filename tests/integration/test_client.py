@@ -7,27 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from fastpresence.client import Change, ConnectionFailed, PresenceClient, RequestRefused, Timing
+from fastpresence.client import Change, ConnectionFailed, RequestRefused
 from tests.conftest import Start
 from tests.support.clients import Clients, Codec, until
+from tests.support.ours import client_of, run
 from tests.support.proxy import Proxy
 from tests.support.scene import fresh
 from tests.support.server import API_KEY, DEADLINE, Server, shared
 
 HEARTBEAT_TIMEOUT = 2.0
-#: The reconnect table, forty times as fast; what waits for a busy machine keeps its length.
-FAST = Timing(
-    delays_ms=(0, 75, 150, 300, 600),
-    slow_retry_ms=400,
-    stable_after_ms=60_000,
-    attempt_timeout_ms=5_000,
-    silence_floor_ms=500,
-)
 
 both_codecs = pytest.mark.parametrize("codec", ["json", "msgpack"])
 
@@ -35,28 +27,6 @@ both_codecs = pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_interval": 0.5, "presence.heartbeat_timeout": HEARTBEAT_TIMEOUT})
-
-
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
-def client_of(server: Server, user_id: str, user_type: str = "user", *, url: str = "", **kwargs: Any) -> PresenceClient:
-    """One that fetches its tokens where an application would."""
-    kwargs.setdefault("token", lambda: server.token(user_id, user_type))
-    return PresenceClient(url or server.url, user_id=user_id, user_type=user_type, timing=FAST, **kwargs)
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    """Every story ends."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(2 * DEADLINE):
-            await story()
-
-    asyncio.run(bounded())
 
 
 @both_codecs

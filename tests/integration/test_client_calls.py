@@ -3,51 +3,22 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from fastpresence.client import Call, CallMoved, ConnectionFailed, PresenceClient, RequestRefused, Signal, Timing
+from fastpresence.client import Call, CallMoved, ConnectionFailed, PresenceClient, RequestRefused, Signal
 from tests.conftest import Start
 from tests.support.clients import until
+from tests.support.ours import client_of, run
 from tests.support.proxy import Proxy
 from tests.support.scene import fresh
 from tests.support.server import DEADLINE, Server, shared
-
-FAST = Timing(
-    delays_ms=(0, 75, 150, 300, 600),
-    slow_retry_ms=400,
-    stable_after_ms=60_000,
-    attempt_timeout_ms=5_000,
-    silence_floor_ms=500,
-)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_interval": 0.5, "presence.heartbeat_timeout": 2.0})
-
-
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
-def client_of(server: Server, user_id: str, user_type: str = "user", *, url: str = "", **kwargs: Any) -> PresenceClient:
-    kwargs.setdefault("token", lambda: server.token(user_id, user_type))
-    return PresenceClient(url or server.url, user_id=user_id, user_type=user_type, timing=FAST, **kwargs)
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    """Every story ends."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(2 * DEADLINE):
-            await story()
-
-    asyncio.run(bounded())
 
 
 async def shows(client: PresenceClient, user_id: str, status: str) -> None:

@@ -1,7 +1,7 @@
 """The Python client where no WebSocket can be had: it polls the real server, and nobody sees the way there or back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,13 @@ from fastpresence.client import __main__ as live_view
 from tests.conftest import Start
 from tests.support.certificate import certify
 from tests.support.clients import Client, Clients, until
+from tests.support.ours import FAST, client_of, run
 from tests.support.proxy import Proxy
 from tests.support.scene import fresh
 from tests.support.server import DEADLINE, Server, shared
 
 HEARTBEAT_TIMEOUT = 2.0
 ROOM_LIMIT = 6
-#: The reconnect table and the polls, as much faster as the server's heartbeats are.
-FAST = Timing(
-    delays_ms=(0, 75, 150, 300),
-    slow_retry_ms=400,
-    stable_after_ms=60_000,
-    attempt_timeout_ms=5_000,
-    silence_floor_ms=500,
-    poll_interval_ms=150,
-    poll_timeout_ms=5_000,
-)
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +30,6 @@ def server() -> Iterator[Server]:
             "presence.room_roster_limit": ROOM_LIMIT,
         }
     )
-
-
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
-def client_of(server: Server, user_id: str, user_type: str = "user", *, url: str = "", **kwargs: Any) -> PresenceClient:
-    kwargs.setdefault("token", lambda: server.token(user_id, user_type))
-    return PresenceClient(url or server.url, user_id=user_id, user_type=user_type, timing=FAST, **kwargs)
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    """Every story ends."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(2 * DEADLINE):
-            await story()
-
-    asyncio.run(bounded())
 
 
 async def onlooker(others: Clients, *user_ids: str) -> Client:

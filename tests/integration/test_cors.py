@@ -30,12 +30,6 @@ def server() -> Iterator[Server]:
     yield from shared({"server.allowed_origins": f"{OURS},http://dev.example:*"})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 Response = tuple[int, dict[str, str], bytes]
 
 

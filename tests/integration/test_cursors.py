@@ -22,12 +22,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "limits.rate": 10_000, "limits.burst": 10_000})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def users_of(frame: Frame) -> list[str]:
     return [entry["user_id"] for entry in frame["user_status"]]
 

@@ -27,12 +27,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def deflated(data: bytes, *, flush: int = zlib.Z_SYNC_FLUSH) -> bytes:
     """RFC 7692, section 7.2.1."""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)

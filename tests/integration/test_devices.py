@@ -21,12 +21,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "limits.rate": 10_000, "limits.burst": 10_000})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_the_strongest_of_all_devices_shows_and_only_its_changes_are_told(server: Server, seed: int) -> None:
     """Devices come, go, break off, come back and say this and that, at random; after each step all is as it must be."""

@@ -26,12 +26,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "limits.rate": 10_000, "limits.burst": 10_000})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def same(data: bytes, *names: str) -> bytes:
     """What was said, without who it was, when, and how often anything happened before."""
     for name in names:

@@ -22,12 +22,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60, "server.allowed_origins": "https://ours.example"})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def exchange(server: Server, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """One request as it is, and its response."""
 

@@ -41,12 +41,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from shared({"auth.login_keys": ",".join([SECRET, *pems]), "auth.login_jwks_file": file})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def login(kind: str = "a secret", **claims: object) -> str:
     """A login token of kol_1, good for a minute; a claim of None is left out."""
     header, key = KINDS[kind]

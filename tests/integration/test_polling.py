@@ -37,12 +37,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 class Poller:
     """Somebody who has no socket: what he asks for, his cursor, and what he believes."""
 

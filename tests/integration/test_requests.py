@@ -19,12 +19,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 async def somebody(scene: Scene) -> Client:
     """Another user; whoever was it before has gone, and with him his calls."""
     for client in scene.clients.all:

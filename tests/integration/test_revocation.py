@@ -24,12 +24,6 @@ def server() -> Iterator[Server]:
     yield from shared({"presence.heartbeat_timeout": 60})
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def revoke(server: Server, user_id: str) -> int:
     """The Unix second up to which the user's tokens are dead from now on."""
     before = int(time.time())

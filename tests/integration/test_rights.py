@@ -33,12 +33,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def by_hand(server: Server, user_id: str) -> str:
     return signed(user_id, room=OWN, watch=[FRIEND], rooms=[OPEN])
 

@@ -30,12 +30,6 @@ def server() -> Iterator[Server]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _log(server: Server) -> Iterator[None]:
-    yield
-    server.check()
-
-
 def about(client: Client, room: str) -> list[Frame]:
     """Everything that the client was told of this room, in order."""
     return [frame for _, frame in client.frames if frame.get("room") == room]
