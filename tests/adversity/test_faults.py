@@ -16,6 +16,9 @@ from tests.support.clients import Clients
 from tests.support.server import API_KEY, DEADLINE, ROOT, TOKEN_SECRET
 from tests.support.siege import Siege, close_all, connect, cpu_s, message, received, upgrade_request, websocket
 
+#: A siege takes seconds, and says little where others use the machine: for CI, and for who asks.
+pytestmark = pytest.mark.long
+
 
 def test_r07_at_the_descriptor_limit_those_who_are_there_are_served_newcomers_are_told_and_it_recovers(
     start: Start,

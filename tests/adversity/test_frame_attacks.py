@@ -37,6 +37,9 @@ from tests.support.siege import (
     websocket,
 )  # fmt: skip
 
+#: A siege takes seconds, and says little where others use the machine: for CI, and for who asks.
+pytestmark = pytest.mark.long
+
 HEARTBEAT_TIMEOUT = 2.0
 LAG_TIME = 1.5
 #: A tick of the engine's, its wait for the peer's half of the closing handshake, and a busy machine.
@@ -113,7 +116,7 @@ def test_f04_a_flood_of_fragments_ends_with_1009(
         assert siege.grown() < 16 * MB
 
 
-@pytest.mark.parametrize("size", [4_000, pytest.param(60_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [4_000, 60_000])
 def test_f05_a_dribbled_frame_costs_its_bytes_and_not_its_reads(server: Server, token: str, size: int) -> None:
     with Siege(server, f"F-05 ({size})") as siege:
         socks = [siege.add(websocket(server, token)) for _ in range(8)]
@@ -139,7 +142,7 @@ def test_f05_a_dribbled_frame_costs_its_bytes_and_not_its_reads(server: Server, 
         ("F-07 empty", frame(PONG) * 10_000),
     ],
 )
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(5.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_f06_f07_a_flood_of_pings_or_pongs_that_nobody_reads_costs_little(
     server: Server, token: str, name: str, data: bytes, seconds: float
 ) -> None:
@@ -179,7 +182,7 @@ def test_f08_a_compression_bomb_costs_the_limit_and_ends_with_1009(server: Serve
         assert siege.grown() < 16 * MB
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [60, 400])
 def test_f10_readers_that_do_not_read_delay_nobody_and_are_let_go(start: Start, count: int) -> None:
     server = start(
         presence__heartbeat_timeout=60,
@@ -298,7 +301,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(4.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
 def test_f14_a_flood_of_messages_is_limited_and_what_it_asks_for_is_bounded(
     server: Server, token: str, name: str, seconds: float
 ) -> None:
@@ -312,7 +315,7 @@ def test_f14_a_flood_of_messages_is_limited_and_what_it_asks_for_is_bounded(
         time.sleep(0.3)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, 400])
 def test_f14_very_many_who_ask_for_much_and_read_nothing_cost_a_turn_s_answers_each(start: Start, count: int) -> None:
     server = start(presence__heartbeat_timeout=60, limits__rate=1000, limits__burst=1000)
     token = server.token("attacker")
@@ -324,7 +327,7 @@ def test_f14_very_many_who_ask_for_much_and_read_nothing_cost_a_turn_s_answers_e
 
 
 @pytest.mark.parametrize("goes", [False, True], ids=["stays", "goes"])
-@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, 400])
 def test_f14_questions_that_are_small_only_until_they_are_inflated_hold_nobody_up(
     start: Start, count: int, goes: bool
 ) -> None:
@@ -360,7 +363,7 @@ def test_f14_a_flood_of_status_changes_is_conflated_and_never_punished(server: S
     assert not server.logged("rate limited", user_id="fickle_0")
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(4000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [300, 4000])
 def test_f15_garbage_and_changed_octets_crash_nothing(server: Server, token: str, count: int) -> None:
     dice = random.Random(15)
     good = message(type="user_online") + message(type="heartbeat", id=1) + frame(PING, b"p") + QUESTION[:50]

@@ -10,6 +10,9 @@ from tests.conftest import Start
 from tests.support.server import Server
 from tests.support.siege import Siege, close_all, connect, flood, hung_up, received, upgrade_request, websocket
 
+#: A siege takes seconds, and says little where others use the machine: for CI, and for who asks.
+pytestmark = pytest.mark.long
+
 CONNECT_TIMEOUT = 2.0
 #: A tick of the engine's, and a busy machine.
 SLACK = 2.0
@@ -28,7 +31,7 @@ def is_served(server: Server, token: str) -> float:
     return time.monotonic() - begun_s
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [200, 1000])
 def test_a01_slowloris_is_cut_off_in_time_and_newcomers_are_served_meanwhile(server: Server, count: int) -> None:
     token = server.token("newcomer")
     with Siege(server, f"A-01 ({count})") as siege:
@@ -46,7 +49,7 @@ def test_a01_slowloris_is_cut_off_in_time_and_newcomers_are_served_meanwhile(ser
         assert max(waits) < 2.0
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [300, 3000])
 def test_a02_silent_connections_are_cut_off_in_time(server: Server, count: int) -> None:
     with Siege(server, f"A-02 ({count})") as siege:
         socks = [siege.add(connect(server)) for _ in range(count)]
@@ -163,7 +166,7 @@ def test_a10_what_is_no_http_is_answered_or_hung_up_and_no_long_line_is_logged(s
         assert len(json.dumps(event)) < 500
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [600, 3000])
 def test_a11_a_flood_from_one_address_takes_its_places_and_no_more(start: Start, count: int) -> None:
     places = 100
     server = start(limits__connections_per_address=places, presence__heartbeat_timeout=60, limits__connect_timeout=5)
@@ -220,7 +223,7 @@ def test_s06_no_token_is_ever_in_the_log(server: Server) -> None:
     assert claims not in log
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [300, 1000])
 def test_s09_who_guesses_tokens_is_told_to_wait_and_who_has_one_comes_in(start: Start, count: int) -> None:
     server = start(presence__heartbeat_timeout=60)
     token = server.token("user")

@@ -7,7 +7,7 @@ lazy FILE: as `serve`, but in its first life (FILE is missing, and made) it neve
 deaf: ready, and takes no notice of Stop.  flap: ends as soon as it was ready.  early: ends before.
 mute: is never ready.  closed: ready, then closes its link and stays.
 reload: as `serve`, and answers Reload; its problem is the settings' public_url, if there is one.
-revoke: answers with the users whose tokens were revoked as far as it was told; its first word is a Revoke of its pid.
+revoke: answers with the users whose tokens were revoked as far as it was told; before that it says a Revoke of its pid.
 flood: the first one says Revoke 20,000 times, no other one reads its link.
 env: tells its environment instead of its pid.  garbage: talks nonsense on the link after each connection.
 """
@@ -55,6 +55,8 @@ def main() -> int:
         path = Path(sys.argv[2])
         is_accepting = path.exists()
         path.touch()
+    if mode == "revoke":
+        link.sendall(encode(Revoke(str(os.getpid()), before=int(time.time()))))
     if is_accepting:
         listener.setblocking(True)
         threading.Thread(
@@ -67,8 +69,6 @@ def main() -> int:
         link.close()
         signal.pause()
     link.sendall(encode(Stats(connections=7, users=3)))
-    if mode == "revoke":
-        link.sendall(encode(Revoke(str(os.getpid()), before=int(time.time()))))
     if mode == "flood":
         if boot.worker:
             signal.pause()
