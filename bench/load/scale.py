@@ -98,7 +98,6 @@ def _connections(setting: Setting, outcome: Outcome) -> None:
 def _watchers(setting: Setting, outcome: Outcome) -> None:
     """One change, told to all who watch that user."""
     points: list[tuple[float, float]] = []
-    changes = setting.size(400, 40)
     with populated(setting, WATCHED, "user") as population:
         for crowd in (10, 30, 60) if setting.quick else (10, 100, 1000, 10_000):
             setting.progress.expect(1)
@@ -106,6 +105,7 @@ def _watchers(setting: Setting, outcome: Outcome) -> None:
             options = ["--period", "0", "--watches", str(WATCHED), "--common"]
             with Swarm("idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options):
                 time.sleep(setting.seconds(0.5, 0.1))
+                changes = setting.size(max(20, min(400, 100_000 // crowd)), 40)  # some seconds, whatever the crowd
                 costs = [population.ask(f"change {changes} 1")["cpu_ns"] / 1000 / changes for _ in range(3)]
             points.append((crowd, median(costs)))
             setting.progress.ran()
