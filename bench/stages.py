@@ -25,8 +25,10 @@ STAGES: Final = {
     r"|^fp_(conn_send|flush|engine_(send|answer|tell|write))",
     "decide": r"\(fastpresence/(presence|worker|tokens)|\(wheel\.c:|joserfc",
 }
-#: A thread that has one of these on its stack waits for another; it uses no CPU.
+#: A thread that has one of these on its stack waits for another, and one whose loop's own poll is in the kernel waits
+#: for its sockets: they use (next to) no CPU.
 WAITING: Final = re.compile(r"^(PyThread_acquire_lock|take_gil|pthread_cond_\w*wait)")
+POLLING: Final = re.compile(r"^uv__io_poll")
 #: A leaf of that name is in the kernel.
 KERNEL: Final = re.compile(
     r"^(__)?(libc_)?(recv|recvmsg|recvfrom|read|accept4?|epoll_p?wait\d?|epoll_ctl|send|sendmsg|sendto|writev?|close|"
@@ -36,12 +38,13 @@ _PATTERNS: Final = {stage: re.compile(pattern) for stage, pattern in STAGES.item
 
 
 def read_samples(raw: str) -> list[Sample]:
-    """py-spy's raw format: `outermost;...;innermost COUNT` a line. What waits for a lock is left out."""
+    """py-spy's raw format: `outermost;...;innermost COUNT` a line. What waits is left out."""
     samples = []
     for line in raw.splitlines():
         frames, _, count = line.rpartition(" ")
         stack = frames.split(";")
-        if frames and count.isdigit() and not any(map(WAITING.match, stack)):
+        waits = any(map(WAITING.match, stack)) or any(map(POLLING.match, stack[-2:-1]))
+        if frames and count.isdigit() and not waits:
             samples.append((stack, int(count)))
     return samples
 

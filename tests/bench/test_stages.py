@@ -38,6 +38,12 @@ def test_a_thread_that_waits_for_another_is_left_out() -> None:
     )
 
 
+def test_a_loop_that_waits_for_its_sockets_is_left_out_and_what_it_calls_is_not() -> None:
+    assert read_samples("uv__io_poll (linux.c:1452);epoll_pwait (libc.so.6) 17\n") == []
+    called = ["uv__io_poll (linux.c:1500)", "fp_engine_poll (engine.c:745)", "recv (libc.so.6)"]
+    assert read_samples(";".join(called) + " 3\n") == [(called, 3)]
+
+
 def test_user_and_kernel_are_told_apart_and_every_stage_is_there() -> None:
     samples = [(["fp_flush_step", "send (libc.so.6)"], 7), (["fp_flush_step"], 3)]
     sorted_ = sorted_by_stage(samples)
