@@ -97,7 +97,10 @@ def test_what_a_token_does_not_allow_is_forbidden_on_a_socket_and_subscribes_to_
                 for frame in client.came("user_online_status")[heard:]
                 for entry in frame["user_status"]
             }
-            assert told - {user_id} == {kol.user_id}
+            told.discard(user_id)
+            # The hosts of tests before may go meanwhile; they are public, too.
+            assert kol.user_id in told
+            assert all(name.startswith("kol_") for name in told)
             # And what it does allow is as ever.
             await client.do("subscribe", user_ids=[FRIEND, user_id], rooms=[OPEN, OWN])
             await client.sees(FRIEND, "busy")

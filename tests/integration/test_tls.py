@@ -390,6 +390,7 @@ def test_beyond_the_limit_of_connections_nobody_is_served_until_one_leaves(
     asyncio.run(story())
 
 
+@pytest.mark.long
 def test_over_the_limit_of_an_address_the_answer_is_429_and_half_a_handshake_counts(
     start: Start, certificate: Certificate
 ) -> None:

@@ -32,6 +32,8 @@ from fastpresence.worker.tls import Carried
 from fastpresence.worker.worker import HttpClient, Worker
 from tests.support.certificate import certify, trusting
 
+pytestmark = pytest.mark.long
+
 CYCLES = 5_000
 ROUND = 500
 TLS_CYCLES = 400
