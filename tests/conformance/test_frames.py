@@ -254,6 +254,7 @@ def test_a_client_that_ends_its_half_within_a_frame_is_let_go(echo: EchoProcess)
         assert wire.frames() == []
 
 
+@pytest.mark.long
 def test_a_close_of_the_server_s_that_nobody_answers_has_a_time_limit(deflating: EchoProcess) -> None:
     with Wire.open(deflating.port, "Sec-WebSocket-Extensions: permessage-deflate") as wire:
         wire.send(frame(BINARY, b"\xff" * 20, rsv=4))

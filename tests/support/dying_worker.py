@@ -8,7 +8,7 @@ deaf: ready, and takes no notice of Stop.  flap: ends as soon as it was ready.  
 mute: is never ready.  closed: ready, then closes its link and stays.
 reload: as `serve`, and answers Reload; its problem is the settings' public_url, if there is one.
 revoke: answers with the users whose tokens were revoked as far as it was told; before that it says a Revoke of its pid.
-flood: the first one says Revoke 20,000 times, no other one reads its link.
+flood: the first one says Revoke 20,000 times once another is ready; no other one reads its link.
 env: tells its environment instead of its pid.  garbage: talks nonsense on the link after each connection.
 """
 
@@ -71,7 +71,10 @@ def main() -> int:
     link.sendall(encode(Stats(connections=7, users=3)))
     if mode == "flood":
         if boot.worker:
+            link.sendall(encode(Revoke("the blind one is ready", 0)))
             signal.pause()
+        while not revoked:
+            revoked += [frame.user_id for frame in reader.feed(link.recv(65536)) if isinstance(frame, Revoke)]
         link.sendall(b"".join(encode(Revoke(f"user_{number}", number)) for number in range(20_000)))
     while data := link.recv(65536):
         for frame in reader.feed(data):

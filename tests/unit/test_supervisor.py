@@ -40,6 +40,7 @@ argv, drain_time, is_dev, reads, workers = json.loads(sys.argv[1])
 stop = setup("debug", "json")
 supervisor.RELOAD_TIME = 0.5
 process.UNREAD = 200_000
+process.LINGER_TIME = 1.0
 def settings_of(**server):
     return Settings(
         server=ServerSettings(**{"host": "127.0.0.1", "port": 0, "drain_time": drain_time, **server}),
