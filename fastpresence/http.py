@@ -302,4 +302,7 @@ def answer(
 def answer_error(error: HttpError, *, keep_alive: bool = False) -> bytes:
     """The response that an `HttpError` asks for."""
     body = {"error": {"code": error.code, "message": error.message}}
-    return answer(error.status, body, headers=error.headers, keep_alive=keep_alive)
+    headers = error.headers
+    if error.status == 401:
+        headers = (*headers, ("WWW-Authenticate", "Bearer"))  # RFC 9110, section 15.5.2
+    return answer(error.status, body, headers=headers, keep_alive=keep_alive)

@@ -63,7 +63,10 @@ class Worker:
         cls, number: int, listener: socket.socket, settings: Settings, login_jwks: str | None, argv: Sequence[str]
     ) -> "Worker":
         """A new process with its end of the link and its listener; Boot is on its way."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise StartError(f"a worker cannot be started (a link for it: {error.strerror})") from None
         # Secrets reach the worker in Boot; its environment need not hold them, nor systemd's socket.
         env = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET" and not k.startswith("FASTPRESENCE_")}
         try:

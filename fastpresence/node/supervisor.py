@@ -181,7 +181,15 @@ class Supervisor:
         backoff = Backoff()
         while not self._stop_asked.is_set():
             generation = self._generation
-            worker = await Worker.start(number, listener, self._settings, self._login_jwks, self._argv)
+            try:
+                worker = await Worker.start(number, listener, self._settings, self._login_jwks, self._argv)
+            except StartError as error:
+                if number not in self._ready:
+                    raise
+                delay_s = backoff.after(0.0)
+                event(LOG, logging.ERROR, "worker not started", worker=number, reason=str(error), again_in_s=delay_s)
+                await self._pause(delay_s)
+                continue
             self._workers[number] = worker
             worker.generation = generation
             if generation != self._generation:  # the settings were read again while it was being born
@@ -219,9 +227,13 @@ class Supervisor:
             )  # fmt: skip
             if not self._is_writing_crashes:
                 self._write_crashes()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._stop_asked.wait()
+            await self._pause(delay_s)
+
+    async def _pause(self, delay_s: float) -> None:
+        """Until the next attempt, or the node's end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._stop_asked.wait()
 
     async def _listen_to(self, worker: Worker) -> None:
         """Take what the worker says until its link ends; kill one that is not ready in time or talks nonsense."""

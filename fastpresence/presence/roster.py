@@ -38,6 +38,7 @@ __all__ = [
     "make_cursor",
     "read_cursor",
     "room_scope",
+    "toggled_scope",
     "union_scope",
     "watch_scope",
 ]
@@ -355,7 +356,15 @@ def union_scope(rooms: Iterable[str], user_ids: Iterable[str], untold: Iterable[
 
 def watch_scope(user_ids: Iterable[str]) -> str:
     """The watched users, in whatever order they were named."""
-    total = 0
-    for user_id in set(user_ids):
+    return toggled_scope(None, set(user_ids))
+
+
+def toggled_scope(scope: str | None, user_ids: Iterable[str]) -> str:
+    """The scope of watches that these users, each named once, came to or went from; costs these and not all.
+
+    None stands for no watches at all.
+    """
+    total = 0 if scope is None else int(scope[1:], 16)
+    for user_id in user_ids:
         total ^= int.from_bytes(blake2b(user_id.encode(), digest_size=8).digest(), "big")
     return f"w{total:016x}"

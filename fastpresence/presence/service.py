@@ -80,8 +80,9 @@ class OnlineStatusService:
         self._journal = journal
         self._heard_ms = heard_ms
         self._deadlines = Deadlines()
-        #: Rooms that a session has from the one it superseded, until its client asks for them or the time is up.
-        self._inherited: dict[Session, set[str]] = {}
+        #: Rooms that a session has from the one it superseded, until its client asks for them or the time (monotonic
+        #: milliseconds) is up, which no further session puts off.
+        self._inherited: dict[Session, dict[str, int]] = {}
         self._latest_number = 0
 
     @property
@@ -157,7 +158,8 @@ class OnlineStatusService:
 
         It is the session that a reconnect would take over, else an attached one of the same `device` (or without, like
         this one): a poll that comes late, when its client has its socket back already, must not end that session.
-        `rooms`, where given, are all the rooms it is in. Raises TooMany.
+        `rooms`, where given, are all the rooms it is in; those of an attached one are its connection's to say. Raises
+        TooMany.
         """
         record = self.roster.find(user_id)
         session = None if record is None else present_session(record.sessions, device)
@@ -171,9 +173,10 @@ class OnlineStatusService:
             self.handle_heartbeat(session, now=now)
         else:
             self.handle_status_change(session, status, now=now)
-        for name in rooms or ():
-            self.audience.enter(session, name, now)
-            self._asked_for(session, name)
+        if session.phase is DETACHED:
+            for name in rooms or ():
+                self.audience.enter(session, name, now)
+                self._asked_for(session, name, now)
         return session
 
     def handle_update(self, session: Session, *, status: Status | None, device: str | None, now: Now) -> None:
@@ -240,7 +243,6 @@ class OnlineStatusService:
         """The connection broke: the session is detached until its time is up, or ends at once when it already is."""
         if not session.take(Cue.LOST):
             return
-        self._inherited.pop(session, None)  # with a deadline of its own it keeps them until then
         session.last_heard_ms = max(session.last_heard_ms, last_heard_ms)
         deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
         if self._disconnect_grace_ms is not None:
@@ -258,7 +260,6 @@ class OnlineStatusService:
         heard_ms = max(session.last_heard_ms, last_heard_ms)
         if session.phase is ATTACHED and heard_ms > last_heard_ms and heard_ms + self._heartbeat_timeout_ms > now.ms:
             session.take(Cue.LOST)
-            self._inherited.pop(session, None)
             self._deadlines.arm(session, heard_ms + self._heartbeat_timeout_ms, now_ms=now.ms)
         else:
             self._end(session, Cue.SILENCE, heard_ms, "timeout", now)
@@ -273,8 +274,11 @@ class OnlineStatusService:
         for session in expired:
             if session.phase is DETACHED:
                 self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
-            for name in self._inherited.pop(session, ()):
-                self.audience.leave(session, name, now)
+            else:
+                for name, until_ms in list(self._inherited.get(session, {}).items()):
+                    if until_ms <= now.ms:
+                        self.audience.leave(session, name, now)
+                        self._asked_for(session, name, now)
         self.calls.expire(now)
         self._settle_calls("call_end", now)
         self.roster.drop_expired(now.ms, limit)
@@ -352,7 +356,7 @@ class OnlineStatusService:
         """The session joins, the connection is told of changes. Without a session (or a GONE one): an observer's."""
         if session is not None and session.phase is not GONE:
             self.audience.enter(session, room, now)
-            self._asked_for(session, room)
+            self._asked_for(session, room, now)
         return self.audience.subscribe(connection, room)
 
     def leave_room(self, session: Session | None, connection: Hashable | None, room: str, *, now: Now) -> Room | None:
@@ -360,7 +364,7 @@ class OnlineStatusService:
         found = self.audience.unsubscribe(connection, room)
         if session is not None:
             self.audience.leave(session, room, now)
-            self._asked_for(session, room)
+            self._asked_for(session, room, now)
         return found
 
     def watch(self, connection: Hashable, user_ids: Iterable[str]) -> None:
@@ -437,28 +441,41 @@ class OnlineStatusService:
     def _supersede(self, older: Session, session: Session, now: Now) -> None:
         """`session`, of the same user, takes the place of `older`: whoever looks sees no gap."""
         self._deadlines.disarm(older)
-        self._inherited.pop(older, None)
+        until = self._inherited.pop(older, {})
         older.take(Cue.SUPERSEDED)
         if self.calls.by_id or self.calls.missed:
             self.calls.session_superseded(session, older, now)
         names = (older.rooms or set()).difference(session.rooms or ())
         self.audience.inherit(session, older, now)
-        if names and session.phase is ATTACHED:
+        if names:
             # A page that is left for another does not ask again: its rooms go when the older session would have gone.
-            names.update(self._inherited.get(session, ()))
-            self._inherited[session] = names
             until_ms = max(older.last_heard_ms, session.last_heard_ms) + self._heartbeat_timeout_ms
-            self._deadlines.arm(session, until_ms, now_ms=now.ms)
+            inherited = self._inherited.setdefault(session, {})
+            for name in names:
+                inherited[name] = until.get(name, until_ms)
+                if inherited[name] <= now.ms:
+                    del inherited[name]
+                    self.audience.leave(session, name, now)
+            if not inherited:
+                del self._inherited[session]
+            elif session.phase is ATTACHED:
+                self._deadlines.arm(session, min(inherited.values()), now_ms=now.ms)
         record = session.record
         record.sessions = tuple(each for each in record.sessions if each is not older)
 
-    def _asked_for(self, session: Session, room: str) -> None:
-        names = self._inherited.get(session)
-        if names is not None:
-            names.discard(room)
-            if not names:
-                del self._inherited[session]
-                self._deadlines.disarm(session)
+    def _asked_for(self, session: Session, room: str, now: Now) -> None:
+        """The room is the session's own from now on, or none of its rooms any more."""
+        inherited = self._inherited.get(session)
+        if inherited is None or inherited.pop(room, None) is None:
+            return
+        if not inherited:
+            del self._inherited[session]
+        if session.phase is not ATTACHED:
+            return  # it has a deadline of its own
+        if not inherited:
+            self._deadlines.disarm(session)
+        elif (until_ms := min(inherited.values())) > now.ms:  # else it is due already
+            self._deadlines.arm(session, until_ms, now_ms=now.ms)
 
     def _end(self, session: Session, cue: Cue, heard_ms: int, reason: str, now: Now) -> None:
         self._deadlines.disarm(session)

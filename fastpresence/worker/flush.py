@@ -53,6 +53,19 @@ def _frame(codec: Codec, payload: bytes, compressed: bool) -> bytes:
     return framing.build(opcode, payload)
 
 
+def _pages(
+    entries: list[StatusEntry], cursor: str, room: str | None = None, *, full: bool = False
+) -> list[UserOnlineStatus]:
+    """One message, or one for each page of what is many; the last has the cursor."""
+    messages = [
+        UserOnlineStatus(entries[at : at + SNAPSHOT_PAGE], full=full, more=True, room=room)
+        for at in range(0, len(entries) - SNAPSHOT_PAGE, SNAPSHOT_PAGE)
+    ]
+    last = entries[len(messages) * SNAPSHOT_PAGE :]
+    messages.append(UserOnlineStatus(last, full=full, cursor=cursor, room=room))
+    return messages
+
+
 #: What one audience is told: a buffer for each kind of recipient.
 _Job = tuple[int, tuple[bytes | None, ...]]
 
@@ -163,12 +176,7 @@ class Flusher:
         self, entries: list[StatusEntry], cursor: str, room: str | None = None, *, full: bool = False
     ) -> tuple[bytes | None, ...]:
         """For each kind of recipient what it is sent: one frame, or several pages in one piece."""
-        messages = [
-            UserOnlineStatus(entries[at : at + SNAPSHOT_PAGE], full=full, more=True, room=room)
-            for at in range(0, len(entries) - SNAPSHOT_PAGE, SNAPSHOT_PAGE)
-        ]
-        last = entries[len(messages) * SNAPSHOT_PAGE :]
-        messages.append(UserOnlineStatus(last, full=full, cursor=cursor, room=room))
+        messages = _pages(entries, cursor, room, full=full)
         payloads: dict[Codec, list[bytes]] = {}  # encoded once, whether or not they are then compressed
         frames: list[bytes | None] = []
         for variant, (codec, compressed) in enumerate(VARIANTS):
@@ -205,9 +213,9 @@ class Flusher:
             key = (peer.variant, peer.scope, *[record.user_id for record in records])
             frame = frames.get(key)
             if frame is None:
-                cursor = make_cursor(self._epoch, peer.scope, version)
-                message = UserOnlineStatus([record.entry() for record in records], full=False, cursor=cursor)
-                frame = frames[key] = frame_of(peer.variant, message)
+                entries = [record.entry() for record in records]
+                messages = _pages(entries, make_cursor(self._epoch, peer.scope, version))
+                frame = frames[key] = b"".join([frame_of(peer.variant, message) for message in messages])
             self._engine.tell(peer.handle, frame)
             if len(watching) % LOOK_EVERY == 0 and self._loop.time() >= until_s:
                 return

@@ -48,7 +48,7 @@ from fastpresence.messages import (
     Welcome,
 )
 from fastpresence.messages import UserOffline as Goodbye
-from fastpresence.presence.roster import room_scope, watch_scope
+from fastpresence.presence.roster import room_scope, toggled_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
 from fastpresence.tokens import Rights
 from fastpresence.worker.backlog import LONG
@@ -389,8 +389,8 @@ class Peer:
         self._weigh(len(user_ids) + len(rooms) * ENTRIES // 2, now)
         self.ack(frame)
         if user_ids:
+            self.scope = toggled_scope(self.scope, [user_id for user_id in user_ids if user_id not in watched])
             service.watch(self, user_ids)
-            self.scope = watch_scope(service.audience.watches_of(self))
             scope = watch_scope(user_ids)
             worker.show_watched(self, user_ids, scope, worker.read_cursor(frame.cursor, scope))
         for room in rooms:
@@ -413,6 +413,7 @@ class Peer:
     def _unsubscribe(self, frame: Unsubscribe, now: Now) -> None:
         if not frame.user_ids and not frame.rooms:
             raise BadField("user_ids: missing, and so is rooms")
+        self._weigh(len(frame.user_ids or ()) + len(frame.rooms or ()), now)
         if frame.user_ids:
             self._unwatch(frame.user_ids)
         for room in frame.rooms or ():
@@ -421,9 +422,10 @@ class Peer:
 
     def _unwatch(self, user_ids: list[str]) -> None:
         service = self.worker.service
-        service.unwatch(self, user_ids)
-        watched = service.audience.watches_of(self)
-        self.scope = watch_scope(watched) if watched else None
+        gone = set(user_ids).intersection(service.audience.watches_of(self))
+        if gone:
+            service.unwatch(self, gone)
+            self.scope = toggled_scope(self.scope, gone) if service.audience.watches_of(self) else None
 
     def _leave(self, name: str, now: Now) -> None:
         # Not only the rooms of this connection: its session may have inherited some from the one it superseded.

@@ -50,8 +50,8 @@ class Actions(Protocol):
     def kick(self, user_id: str, now: Now) -> int:
         """Ends the user's sessions and closes his connections; how many those were."""
 
-    def revoke(self, user_id: str, now: Now) -> None:
-        """The tokens that the user has stop working, here and everywhere."""
+    def revoke(self, user_id: str, now: Now) -> int:
+        """The tokens that the user has stop working, here and everywhere: those issued up to this Unix second."""
 
 
 _Names = Literal["*"] | Annotated[tuple[UserId, ...], Meta(max_length=1000)] | UnsetType
@@ -337,8 +337,7 @@ class Routes:
     def _revoke(self, request: Request, now: Now) -> Any:
         self._api_only(request)
         asked = _body(request, Revocation)
-        self._actions.revoke(asked.user_id, now)
-        return {"user_id": asked.user_id, "revoked_until": now.wall_us // 1_000_000}
+        return {"user_id": asked.user_id, "revoked_until": self._actions.revoke(asked.user_id, now)}
 
 
 def _name(field: str, text: str) -> str:

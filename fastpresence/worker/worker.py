@@ -36,7 +36,7 @@ from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor,
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
-from fastpresence.tokens import ApiKeys, LoginKeys, Revocations, TokenKeys
+from fastpresence.tokens import LEEWAY, ApiKeys, LoginKeys, Revocations, TokenKeys
 from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
 from fastpresence.worker.cors import Origins, preflight
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
@@ -457,6 +457,8 @@ class Worker:
         """A room's roster, or what changed in it since a version; of a crowded one how many are in it."""
         room = self.service.audience.rooms.get(name)
         if room is not None and room.crowded:
+            if room.shown != room.told_count:
+                room.told_count = None  # not everybody was told the same: the next count is news to somebody
             peer.send(RoomOccupancy(name, room.shown))
             return
         members = None if room is None or since is None else room.members.changes_since(since)
@@ -559,11 +561,18 @@ class Worker:
         """Ends the user's sessions, those without a connection too, and closes his connections."""
         return self._disconnect(user_id, 4010, "disconnected by an administrator", "kicked", now)
 
-    def revoke(self, user_id: str, now: Now) -> None:
-        """The tokens that the user has until this second stop working, and what lives by them ends."""
+    def revoke(self, user_id: str, now: Now) -> int:
+        """The tokens that the user has stop working, and what lives by them ends. Up to which second they are dead.
+
+        A token that was issued since an earlier revocation in the same second is dated a second later (`issue`).
+        """
         second = now.wall_us // 1_000_000
+        before = self.revocations.before(user_id)
+        if before is not None and before >= second:
+            second = min(before + 1, second + LEEWAY // 2)
         self.on_revoked(user_id, second)
         self.tell_node(Revoke(user_id, second))
+        return second
 
     def on_revoked(self, user_id: str, before: int) -> None:
         """The user's tokens that were issued up to and including the Unix second `before` are dead."""

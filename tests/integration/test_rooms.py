@@ -58,6 +58,25 @@ async def told_roster(client: Client, room: str, members: list[Client]) -> None:
     await client.until(lambda: client.view.rooms.get(room) == wanted, f"the roster of {room}")
 
 
+def test_one_who_heard_another_count_than_the_others_hears_the_next(server: Server) -> None:
+    """The others were told 5 and are right again without a word; he was told 4."""
+
+    async def story() -> None:
+        async with Clients(server) as clients:
+            room = fresh("room")
+            observer = await observe(clients, room)
+            members = await enter(clients, room, 5)
+            await told_count(observer, room, 5)
+            await members.pop().do("user_offline")
+            late = await observe(clients, room)
+            await told_count(late, room, 4)
+            await enter(clients, room)
+            await told_count(late, room, 5)
+            await told_count(observer, room, 5)
+
+    asyncio.run(story())
+
+
 # Coming and going.
 
 

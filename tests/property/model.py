@@ -55,7 +55,9 @@ class Session:
     heard_ms: int
     status: Status = "online"
     rooms: set[str] = field(default_factory=set)
-    lent: set[str] = field(default_factory=set)  #: rooms of the one it superseded that nobody asked for yet
+    lent: dict[str, int] = field(
+        default_factory=dict
+    )  #: rooms of those it superseded, not asked for yet, and until when
     until_ms: int | None = None  #: when it ends (detached), or when it leaves what is lent to it (attached)
     gone: bool = False
     told: list[Frame] = field(default_factory=list)
@@ -197,9 +199,8 @@ class Model:
         else:
             self.hear(session)
             self._say(session, status)
-        if rooms is not None:
-            if not session.attached:
-                session.rooms.intersection_update(rooms)
+        if rooms is not None and not session.attached:
+            session.rooms.intersection_update(rooms)
             for name in rooms:
                 self.join(session, name)
         return session
@@ -273,18 +274,23 @@ class Model:
     def _remove(self, session: Session) -> None:
         self.people[session.user].sessions.remove(session)
         session.gone, session.attached, session.until_ms = True, False, None
-        session.rooms, session.lent, session.missed = set(), set(), []
+        session.rooms, session.lent, session.missed = set(), {}, []
 
     def _detach(self, session: Session, until_ms: int) -> None:
-        session.attached, session.until_ms, session.lent = False, until_ms, set()
+        session.attached, session.until_ms = False, until_ms
 
     def _supersede(self, older: Session, session: Session) -> None:
         """`session` has the rooms and the calls of `older`, and hears what that one could not."""
         names = older.rooms - session.rooms
         session.rooms |= names
-        if names and session.attached:
-            session.lent |= names
-            session.until_ms = self.ms + HEARTBEAT_MS
+        for name in names:
+            until_ms = older.lent.get(name, self.ms + HEARTBEAT_MS)
+            if until_ms > self.ms:
+                session.lent[name] = until_ms
+            else:
+                session.rooms.remove(name)
+        if session.attached:
+            session.until_ms = min(session.lent.values(), default=None)
         for call in self.calls:
             if call.caller is older:
                 call.caller = session
@@ -327,9 +333,9 @@ class Model:
 
     def _asked_for(self, session: Session, name: str) -> None:
         if name in session.lent:
-            session.lent.remove(name)
-            if not session.lent:
-                session.until_ms = None
+            del session.lent[name]
+            if session.attached:
+                session.until_ms = min(session.lent.values(), default=None)
 
     # Time.
 
@@ -339,8 +345,10 @@ class Model:
     def expire(self, session: Session) -> None:
         """Its time is up."""
         if session.attached:
-            session.rooms -= session.lent
-            session.lent, session.until_ms = set(), None
+            over = {name for name, until_ms in session.lent.items() if until_ms <= self.ms}
+            session.rooms -= over
+            session.lent = {name: until_ms for name, until_ms in session.lent.items() if name not in over}
+            session.until_ms = min(session.lent.values(), default=None)
         else:
             self.end(session, session.heard_ms)
 

@@ -346,7 +346,8 @@ class Presence(SideBySide):
         assert ended == min(limit, len(due))
         for session in due:
             real = self.core[session]
-            if real.phase is GONE or (session.attached and real not in self.service._inherited):
+            lent = self.service._inherited.get(real, {})
+            if real.phase is GONE or (session.attached and all(until_ms > self.now.ms for until_ms in lent.values())):
                 self.model.expire(session)
                 ended -= 1
         assert ended == 0

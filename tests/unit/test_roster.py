@@ -12,6 +12,7 @@ from fastpresence.presence.roster import (
     make_cursor,
     read_cursor,
     room_scope,
+    toggled_scope,
     union_scope,
     watch_scope,
 )
@@ -351,6 +352,10 @@ def test_scopes_tell_rooms_and_sets_of_users_apart_and_not_their_order() -> None
 def test_scopes_are_the_same_in_every_process() -> None:
     assert room_scope("room_456") == "rf92215fe4ef0c6ae"  # printf room_456 | b2sum -l 64
     assert watch_scope(["kol_123"]) == "wa013157f53fe0b6e"
+    both = toggled_scope(watch_scope(["a"]), ["b", "c"])
+    assert both == watch_scope(["a", "b", "c"])
+    assert toggled_scope(both, ["a", "c"]) == watch_scope(["b"])
+    assert toggled_scope(None, ["a"]) == watch_scope(["a"])
 
 
 def test_the_scope_of_polls_is_that_of_all_it_names_and_of_which_rooms_are_crowded() -> None:

@@ -39,8 +39,8 @@ class Nobody:
     def kick(self, user_id: str, now: Now) -> int:
         return 0
 
-    def revoke(self, user_id: str, now: Now) -> None:
-        pass
+    def revoke(self, user_id: str, now: Now) -> int:
+        return now.wall_us // 1_000_000
 
 
 def routes_of(service: OnlineStatusService, *, public_url: str | None = None, actions: Nobody | None = None) -> Routes:
@@ -377,8 +377,9 @@ class Somebody(Nobody):
         self.did.append(("kick", user_id))
         return 3
 
-    def revoke(self, user_id: str, now: Now) -> None:
+    def revoke(self, user_id: str, now: Now) -> int:
         self.did.append(("revoke", user_id))
+        return now.wall_us // 1_000_000
 
 
 def test_what_the_application_asks_for_is_done_to_the_user_it_names(service: OnlineStatusService) -> None:

@@ -673,7 +673,7 @@ def test_a_late_poll_leaves_the_socket_s_session_alone_and_counts_as_its_sign_of
     assert socket.phase is Phase.ATTACHED
     poll(service, clock.now, rooms=["r"])
     poll(service, clock.now, rooms=[])
-    assert socket.rooms == {"r"}  # it leaves no room of an attached one
+    assert socket.rooms is None  # those of an attached one are its connection's to say
     # The connection turns out to be dead: what polls is not.
     service.handle_timeout(socket, last_heard_ms=clock.now.ms - 1_000, now=clock.advance(HEARTBEAT_MS - 1_000))
     assert (socket.phase, status_of(service)) == (Phase.DETACHED, "online")
@@ -740,3 +740,29 @@ def test_a_forced_status_is_every_session_s_until_it_says_its_own(service: Onlin
         service.force_status("kol_1", "online", now=clock.now)
     with pytest.raises(NotOnline):
         service.force_status("nobody", "online", now=clock.now)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_rooms_of_an_older_session_go_in_time_however_often_their_user_reconnects(
+    service: OnlineStatusService, clock: Clock, broken: bool
+) -> None:
+    service.handle_user_online("kol_1", "kol", device="phone", connection=Socket(), rooms=["r"], now=clock.now)
+    members = service.audience.rooms["r"].members
+    for second in range(10, 70, 10):  # the first of them has the room for another 60 s
+        session = service.handle_user_online("kol_1", "kol", device="phone", connection=Socket(), now=clock.at(second))
+        if broken:
+            service.handle_connection_lost(session, last_heard_ms=clock.now.ms, now=clock.at(second + 5))
+        service.cleanup_expired_status(now=clock.now)
+        assert not members["kol_1"].left
+    service.handle_user_online("kol_1", "kol", device="phone", connection=Socket(), now=clock.at(70))
+    service.cleanup_expired_status(now=clock.at(70.5))
+    assert members["kol_1"].left
+    assert status_of(service) == "online"
+
+
+def test_a_poll_leaves_the_rooms_of_a_connection_alone(service: OnlineStatusService, clock: Clock) -> None:
+    session = service.handle_user_online("kol_1", "kol", connection=Socket(), rooms=["r"], now=clock.now)
+    for number in range(3):
+        assert service.handle_poll("kol_1", "kol", rooms=[f"r{number}"], now=clock.advance(1_000)) is session
+    assert session.rooms == {"r"}
+    assert service.handle_poll("kol_1", "kol", rooms=[], now=clock.advance(1_000)).rooms == {"r"}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,20 @@ STUB = [sys.executable, str(ROOT / "tests/support/dying_worker.py")]
 DEADLINE = 20.0
 
 NODE = """
-import json, sys, uvloop
+import asyncio, json, sys, uvloop
 from fastpresence.errors import StartError
 from fastpresence.logs import setup
 from fastpresence.node import process, supervisor
 from fastpresence.node.supervisor import Supervisor
 from fastpresence.settings import AdminSettings, ServerSettings, Settings
-argv, drain_time, is_dev, reads, workers = json.loads(sys.argv[1])
+argv, drain_time, is_dev, reads, workers, unborn = json.loads(sys.argv[1])
+births, fork = [], asyncio.create_subprocess_exec
+async def perhaps(*args, **options):
+    births.append(args)
+    if len(births) in unborn:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return await fork(*args, **options)
+asyncio.create_subprocess_exec = perhaps
 stop = setup("debug", "json")
 supervisor.RELOAD_TIME = 0.5
 process.UNREAD = 200_000
@@ -73,9 +80,10 @@ class Node:
         reads: list[dict[str, Any]] | None = None,  # what it finds at each SIGHUP, in server.*
         env: dict[str, str] | None = None,
         workers: int = 1,
+        unborn: Sequence[int] = (),  # which of its children, from 1, the system has no room for
     ):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads, workers])],
+            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads, workers, unborn])],
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         )
@@ -290,6 +298,18 @@ def test_what_one_worker_revokes_all_the_others_are_told_and_it_is_not_told_agai
     port = node.event("listening")["port"]
     for pid in pids:
         revoked_at(port, pid, {str(other) for other in pids if other != pid})
+
+
+def test_a_worker_whose_successor_can_not_be_started_has_one_as_soon_as_it_can(start: Start) -> None:
+    node = start("serve", unborn=[2, 3])
+    first = node.event("worker started")["pid"]
+    port = node.event("listening")["port"]
+    os.kill(first, signal.SIGKILL)
+    for _ in range(2):
+        assert "Resource temporarily unavailable" in node.event("worker not started")["reason"]
+    second = node.event("worker started")["pid"]
+    node.event("worker ready")
+    assert ask(port) == str(second)
 
 
 def test_a_worker_is_told_what_was_revoked_before_its_time(start: Start) -> None:
