@@ -115,6 +115,7 @@ class Calls:
         self._ringing: OrderedDict[RunningCall, None] = OrderedDict()  # oldest first: all ring equally long
         self._ringing_at: dict[Record, dict[RunningCall, None]] = {}
         self._ends: dict[Session, dict[RunningCall, None]] = {}  # in which calls a session has a part
+        self._away: dict[Session, int] = {}  # parties without a connection -> until when their calls wait (monotonic)
 
     def is_busy(self, record: Record) -> bool:
         """Whether a call says so."""
@@ -225,8 +226,16 @@ class Calls:
 
     # What happens to sessions and users.
 
+    def session_lost(self, session: Session, until_ms: int) -> None:
+        """Its connection broke. Its calls wait for it until then, also while polls keep the session itself alive."""
+        if session in self._ends:
+            self._away[session] = until_ms
+
     def session_superseded(self, session: Session, older: Session, now: Now) -> None:
         """`session` is in the place of `older`: it has its part in calls, and is told what that one missed."""
+        until_ms = self._away.pop(older, None)
+        if until_ms is not None and session.connection is None:
+            self._away[session] = until_ms
         for call in self._ends.pop(older, {}):
             if call.caller is older:
                 call.caller = session
@@ -247,6 +256,7 @@ class Calls:
     def session_gone(self, session: Session, now: Now) -> None:
         """The session ended; its record does not list it any more."""
         self.missed.pop(session, None)
+        self._away.pop(session, None)
         for call in self._ends.pop(session, {}):
             call.rung.pop(session, None)
             if session is call.caller or session is call.taker or not call.callee.sessions:
@@ -261,12 +271,18 @@ class Calls:
             self._finish(call, CallCue.GONE, "offline", now)
 
     def expire(self, now: Now) -> None:
-        """Ends what has rung for too long."""
+        """Ends what has rung for too long, and what has a side that has been away for too long."""
         while self._ringing:
             call = next(iter(self._ringing))
             if call.deadline_ms > now.ms:
-                return
+                break
             self._finish(call, CallCue.SILENCE, "timeout", now)
+        for session, until_ms in list(self._away.items()) if self._away else ():
+            if until_ms <= now.ms:
+                self._away.pop(session, None)
+                for call in list(self._ends.get(session, ())):
+                    if session is call.caller or session is call.taker:
+                        self._finish(call, CallCue.GONE, "offline", now)
 
     def miss(self, session: Session, frame: CallFrame) -> None:
         """The session had no connection to be told by: it is told when it is back. What rang rings again then."""
@@ -363,3 +379,4 @@ class Calls:
         calls = self._ends.get(session)
         if calls is not None and calls.pop(call, call) is None and not calls:
             del self._ends[session]
+            self._away.pop(session, None)

@@ -243,6 +243,7 @@ class OnlineStatusService:
         """The connection broke: the session is detached until its time is up, or ends at once when it already is."""
         if not session.take(Cue.LOST):
             return
+        self.calls.session_lost(session, now.ms + self._heartbeat_timeout_ms)
         session.last_heard_ms = max(session.last_heard_ms, last_heard_ms)
         deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
         if self._disconnect_grace_ms is not None:
@@ -260,6 +261,7 @@ class OnlineStatusService:
         heard_ms = max(session.last_heard_ms, last_heard_ms)
         if session.phase is ATTACHED and heard_ms > last_heard_ms and heard_ms + self._heartbeat_timeout_ms > now.ms:
             session.take(Cue.LOST)
+            self.calls.session_lost(session, now.ms + self._heartbeat_timeout_ms)
             self._deadlines.arm(session, heard_ms + self._heartbeat_timeout_ms, now_ms=now.ms)
         else:
             self._end(session, Cue.SILENCE, heard_ms, "timeout", now)
@@ -451,14 +453,9 @@ class OnlineStatusService:
             # A page that is left for another does not ask again: its rooms go when the older session would have gone.
             until_ms = max(older.last_heard_ms, session.last_heard_ms) + self._heartbeat_timeout_ms
             inherited = self._inherited.setdefault(session, {})
-            for name in names:
-                inherited[name] = until.get(name, until_ms)
-                if inherited[name] <= now.ms:
-                    del inherited[name]
-                    self.audience.leave(session, name, now)
-            if not inherited:
-                del self._inherited[session]
-            elif session.phase is ATTACHED:
+            # One whose time is up already goes in a moment: its client may be about to ask for it.
+            inherited.update((name, max(until.get(name, until_ms), now.ms + 1)) for name in names)
+            if session.phase is ATTACHED:
                 self._deadlines.arm(session, min(inherited.values()), now_ms=now.ms)
         record = session.record
         record.sessions = tuple(each for each in record.sessions if each is not older)

@@ -60,6 +60,7 @@ class Session:
     )  #: rooms of those it superseded, not asked for yet, and until when
     until_ms: int | None = None  #: when it ends (detached), or when it leaves what is lent to it (attached)
     gone: bool = False
+    away_until_ms: int | None = None  #: without a connection, and in calls: how long those wait for it
     told: list[Frame] = field(default_factory=list)
     missed: list[Frame] = field(default_factory=list)
 
@@ -278,17 +279,15 @@ class Model:
 
     def _detach(self, session: Session, until_ms: int) -> None:
         session.attached, session.until_ms = False, until_ms
+        if any(session in (call.caller, call.taker, *call.ringing) for call in self.calls):
+            session.away_until_ms = self.ms + HEARTBEAT_MS
 
     def _supersede(self, older: Session, session: Session) -> None:
         """`session` has the rooms and the calls of `older`, and hears what that one could not."""
         names = older.rooms - session.rooms
         session.rooms |= names
         for name in names:
-            until_ms = older.lent.get(name, self.ms + HEARTBEAT_MS)
-            if until_ms > self.ms:
-                session.lent[name] = until_ms
-            else:
-                session.rooms.remove(name)
+            session.lent[name] = max(older.lent.get(name, self.ms + HEARTBEAT_MS), self.ms + 1)
         if session.attached:
             session.until_ms = min(session.lent.values(), default=None)
         for call in self.calls:
@@ -301,6 +300,7 @@ class Model:
                 if session not in call.ringing:
                     call.ringing.append(session)
         missed = older.missed
+        session.away_until_ms = None if session.attached else older.away_until_ms
         self._remove(older)
         for frame in missed:
             self._tell(session, frame)
@@ -356,6 +356,12 @@ class Model:
         for call in list(self.calls):
             if call.taker is None and call.until_ms <= self.ms:
                 self._finish(call, "timeout")
+        for session in self.sessions():
+            if session.away_until_ms is not None and session.away_until_ms <= self.ms:
+                session.away_until_ms = None
+                for call in list(self.calls):
+                    if session in (call.caller, call.taker):
+                        self._finish(call, "offline")
 
     def unknown_soon(self) -> list[str]:
         """Who went offline so long ago that nobody need remember him, longest first."""

