@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (run, comparing, reporting, beside, growing, profiling):
         command.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help="default: %(default)s")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on every way out
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started is ended on every way out
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         if given.command == "list":
             for name, (_, question) in SCENARIOS.items():
