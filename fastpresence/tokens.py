@@ -7,7 +7,6 @@ Sans-IO: `now` (Unix epoch, seconds) and the text of the JWKS file come in as ar
         verify:  the other way round; then every claim is checked by one struct
     LoginKeys   a JWT that the application signed: its secret, RSA or EC key, found by `kid` or by trying
         header --own check--> candidates --joserfc.jws--> payload --one struct--> who, what type, which rooms
-    ApiKeys, Revocations   from `credentials`, which costs nothing to import
 
 Invariant: a key is used with one algorithm, which its own kind says and never a header. Nothing that a header names
 (`jku`, `x5u`, `kid` as a path) is ever looked up anywhere but among the keys in memory.
@@ -34,7 +33,7 @@ from joserfc.jwk import ECKey, GuestProtocol, Key, OctKey, RSAKey
 from joserfc.jws import JWSRegistry, deserialize_compact, serialize_compact
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from fastpresence.credentials import ApiKeys, Revocations
+from fastpresence.credentials import Revocations
 from fastpresence.errors import Forbidden, StartError, TokenError
 from fastpresence.messages import RoomId, UserId
 from fastpresence.settings import MIN_SECRET, AuthSettings, TokenKey
@@ -43,11 +42,9 @@ __all__ = [
     "LEEWAY",
     "MAX_LOGIN_TOKEN_LENGTH",
     "MAX_TOKEN_LENGTH",
-    "ApiKeys",
     "Claims",
     "LoginClaims",
     "LoginKeys",
-    "Revocations",
     "Rights",
     "TokenKeys",
 ]

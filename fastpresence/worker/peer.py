@@ -456,8 +456,6 @@ class Peer:
 
     def _call(self, frame: Call, now: Now) -> None:
         worker = self.worker
-        if worker.service.calls.outbox:
-            worker.tell_calls()  # what comes before it, which is not counted below
         call = worker.service.handle_call(
             self._sender(frame), frame.call_id, frame.to_user_id, video=frame.video, audio=frame.audio, now=now
         )
@@ -484,8 +482,6 @@ class Peer:
 
     def _call_signal(self, frame: CallSignal, now: Now) -> None:
         worker = self.worker
-        if worker.service.calls.outbox:
-            worker.tell_calls()  # what comes before it, which is not counted below
         worker.service.handle_call_signal(self._sender(frame), frame.call_id, frame.data, now=now)
         if not worker.tell_calls():
             raise Unavailable("the other side cannot be reached just now")

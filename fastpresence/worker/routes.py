@@ -13,13 +13,14 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fastpresence.codec import field_problem
+from fastpresence.credentials import ApiKeys
 from fastpresence.errors import Forbidden, NotOnline, RequestError, TokenError, TooMany, Unavailable, UserOffline
 from fastpresence.http import HttpError, Request
 from fastpresence.messages import USER_ID_PATTERN, DeviceId, RoomId, Status, Text, UserId, UserIds
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now
 from fastpresence.settings import Settings
-from fastpresence.tokens import ApiKeys, Claims, LoginClaims, LoginKeys, Rights, TokenKeys
+from fastpresence.tokens import Claims, LoginClaims, LoginKeys, Rights, TokenKeys
 from fastpresence.worker.limits import Pace
 from fastpresence.worker.poll import changes
 
@@ -309,11 +310,12 @@ class Routes:
             rooms=None if asked.rooms is None else rooms,
             now=now,
         )
-        for room in own:
-            service.join_room(session, None, room, now=now)
-        if rights is not None and rights.rooms is not None and session.connection is None:
-            for room in set(session.rooms or ()).difference(rights.rooms):  # which it had by another token
-                service.leave_room(session, None, room, now=now)
+        if session.connection is None:  # else its rooms are that connection's to say
+            for room in own:
+                service.join_room(session, None, room, now=now)
+            if rights is not None and rights.rooms is not None:
+                for room in set(session.rooms or ()).difference(rights.rooms):  # which it had by another token
+                    service.leave_room(session, None, room, now=now)
         return changes(service, asked.cursor, rooms, asked.user_ids)
 
     # What only the application's server may do.

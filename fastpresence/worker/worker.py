@@ -17,6 +17,7 @@ from fastpresence._native import engine as native
 from fastpresence._native.engine import Engine
 from fastpresence._native.wheel import Wheel
 from fastpresence.codec import Codec
+from fastpresence.credentials import ApiKeys, Revocations
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
 from fastpresence.link import LinkFrame, Revoke
@@ -36,7 +37,7 @@ from fastpresence.presence.roster import PUBLIC_SCOPE, make_cursor, read_cursor,
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
-from fastpresence.tokens import LEEWAY, ApiKeys, LoginKeys, Revocations, TokenKeys
+from fastpresence.tokens import LEEWAY, LoginKeys, TokenKeys
 from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
 from fastpresence.worker.cors import Origins, preflight
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
@@ -539,8 +540,9 @@ class Worker:
     def tell_calls(self) -> int:
         """Hand out what calls have for sessions. Returns how many were taken.
 
-        A ringing or a signal that a connection has no room for is its sender's to know of; of everything else the
-        receiver must, so it is closed, and told when it is back.
+        Called after every event, so that an operation finds nothing here but its own. A ringing or a signal that a
+        connection has no room for is its sender's to know of; of everything else the receiver must, so it is closed,
+        and told when it is back.
         """
         calls = self.service.calls
         taken = 0

@@ -5,13 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastpresence.credentials import ApiKeys
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser
 from fastpresence.messages import StatusEntry
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now
 from fastpresence.settings import AuthSettings, LimitsSettings, PresenceSettings, ServerSettings, Settings, TokenKey
-from fastpresence.tokens import ApiKeys, TokenKeys
+from fastpresence.tokens import TokenKeys
 from fastpresence.worker.routes import Routes
 
 NOW = 1_700_000_000

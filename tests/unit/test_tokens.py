@@ -1,16 +1,16 @@
 """Tokens: what is issued verifies, and every way of being wrong is refused with its reason."""
 
 import base64
-import hashlib
 import hmac
 import json
 from typing import Any
 
 import pytest
 
+from fastpresence.credentials import Revocations
 from fastpresence.errors import Forbidden, TokenError
 from fastpresence.settings import TokenKey
-from fastpresence.tokens import LEEWAY, MAX_TOKEN_LENGTH, ApiKeys, Claims, Revocations, Rights, TokenKeys
+from fastpresence.tokens import LEEWAY, MAX_TOKEN_LENGTH, Claims, Rights, TokenKeys
 
 NOW = 1_700_000_000
 OLD = TokenKey("k0", "an-older-secret-of-32-characters")
@@ -205,18 +205,6 @@ def test_a_ring_without_keys_is_a_mistake_of_the_caller() -> None:
         TokenKeys([])
 
 
-def test_an_api_key_is_known_whole_and_not_in_part() -> None:
-    keys = ApiKeys(["first-key-of-the-app", "second-key-of-the-app"])
-    assert keys.contains("first-key-of-the-app")
-    assert keys.contains(b"second-key-of-the-app")
-    for wrong in ("", "first-key", "first-key-of-the-app ", "ä", "\ud800", b"\xff", hashlib.sha256(b"x").hexdigest()):
-        assert not keys.contains(wrong)
-    assert not ApiKeys([]).contains("")
-
-
-# Revocations.
-
-
 def test_a_token_that_is_issued_in_the_second_of_a_revocation_is_good_and_those_before_are_not() -> None:
     revocations = Revocations()
     keys = TokenKeys([TokenKey("k", "a-secret-of-thirty-two-characters")], revocations)
@@ -226,42 +214,6 @@ def test_a_token_that_is_issued_in_the_second_of_a_revocation_is_good_and_those_
     with pytest.raises(TokenError, match="revoked"):
         keys.verify(old, now=1000)
     assert keys.verify(new, now=1000).issued_at == 1001
-
-
-def test_a_token_of_the_revoked_second_is_dead_and_one_of_the_next_lives() -> None:
-    revocations = Revocations()
-    revocations.add("user_1", 1000, 1000)
-    assert revocations.is_revoked("user_1", 1000)
-    assert revocations.is_revoked("user_1", 0)
-    assert not revocations.is_revoked("user_1", 1001)
-    assert not revocations.is_revoked("user_2", 0)
-
-
-def test_an_older_revocation_takes_nothing_back() -> None:
-    revocations = Revocations()
-    for before in (1000, 900, 1000):
-        revocations.add("user_1", before, 1000)
-    assert list(revocations.items()) == [("user_1", 1000)]
-
-
-def test_who_was_revoked_longest_ago_is_forgotten_first() -> None:
-    revocations = Revocations(size=2)
-    for second, user_id in enumerate(["a", "b", "a", "c"]):
-        revocations.add(user_id, second, second)
-    assert revocations.users() == ["a", "c"]
-    assert revocations.before("b") is None
-
-
-def test_what_no_token_can_outlive_is_forgotten_a_few_at_a_time() -> None:
-    revocations = Revocations()
-    for number in range(10):
-        revocations.add(f"user_{number}", 1000, 1000)
-    later = 1000 + Revocations.KEEP_S + 1
-    revocations.add("late_1", later, later)
-    assert len(revocations) == 9
-    for number in range(2, 10):
-        revocations.add(f"late_{number}", later, later)
-    assert all(user_id.startswith("late") for user_id in revocations.users())
 
 
 # Rights.
