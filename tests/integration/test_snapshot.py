@@ -5,39 +5,29 @@ The worker runs in the test's own loop, so that changes can be put between two p
 
 import asyncio
 import random
-import socket
 import time
 from collections.abc import Iterator
 
 import pytest
-import uvloop
 
 from fastpresence._native.framing import Frame, Stream
 from fastpresence.codec import JSON, MSGPACK, Codec
 from fastpresence.messages import SNAPSHOT_PAGE, Status, UserOnlineStatus
 from fastpresence.presence.sessions import Session
-from fastpresence.settings import AuthSettings, LimitsSettings, Settings, TokenKey
+from fastpresence.settings import LimitsSettings
 from fastpresence.worker import flush
-from fastpresence.worker.worker import Worker
+from tests.support.world import World
 
 USERS = 2_300
 DEADLINE_S = 15.0
 STATUSES: list[Status] = ["online", "busy", "away"]
 
 
-class World:
-    """A worker with users who are there from the start, and its loop."""
+class Crowded(World):
+    """One with users who are there from the start."""
 
     def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
-        settings = Settings(
-            auth=AuthSettings(token_keys=(TokenKey("k", "a-secret-of-thirty-two-characters"),)),
-            limits=LimitsSettings(rate=1e6, burst=1_000_000),
-        )
-        self.worker = Worker(settings, 0, self.loop)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
-        self.worker.start(self.listener.fileno())
+        super().__init__(limits=LimitsSettings(rate=1e6, burst=1_000_000))
         now = self.worker.now()
         self.sessions = [
             self.worker.service.handle_user_online(f"kol_{number}", "kol", now=now) for number in range(USERS)
@@ -68,16 +58,10 @@ class World:
     def truth(self) -> dict[str, str]:
         return {record.user_id: record.status for record in self.worker.service.roster.public.values()}
 
-    def close(self) -> None:
-        self.loop.remove_reader(self.worker.engine.fileno())
-        self.worker.engine.close_all()
-        self.listener.close()
-        self.loop.close()
-
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
+def world() -> Iterator[Crowded]:
+    world = Crowded()
     yield world
     world.close()
 
@@ -85,30 +69,18 @@ def world() -> Iterator[World]:
 class Newcomer:
     """What one connection was told of the public users."""
 
-    def __init__(self, world: World, codec: Codec) -> None:
+    def __init__(self, world: Crowded, codec: Codec) -> None:
         self._world = world
         self._codec = codec
         self._stream = Stream(masked=False, frame_size=1 << 24, message_size=1 << 24)
-        self._socket = socket.socket()
-        self._socket.setblocking(False)
         self.full: list[UserOnlineStatus] = []
         self.is_told = False  #: the full answer is complete
         self.view: dict[str, str] = {}
 
     async def connect(self, number: int) -> None:
-        world = self._world
-        token, _ = world.worker.keys.issue(f"user_{number}", "user", room=None, expire_time=60, now=int(time.time()))
-        await world.loop.sock_connect(self._socket, world.listener.getsockname())
-        request = (
-            f"GET /ws?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            f"Sec-WebSocket-Protocol: {self._codec.subprotocol}\r\n\r\n"
-        )
-        await world.loop.sock_sendall(self._socket, request.encode())
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += await asyncio.wait_for(world.loop.sock_recv(self._socket, 1 << 16), DEADLINE_S)
-        self._take(self._stream.feed(head.partition(b"\r\n\r\n")[2]))
+        self._socket = await self._world.connect()
+        request = self._world.request(f"user_{number}", "user", self._codec)
+        self._take(self._stream.feed(await self._world.upgrade(self._socket, request)))
 
     async def read(self) -> None:
         data = await asyncio.wait_for(self._world.loop.sock_recv(self._socket, 1 << 16), DEADLINE_S)
@@ -144,7 +116,7 @@ class Newcomer:
 
 
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])
-def test_newcomers_share_pages_and_miss_nothing_that_changes_between_them(world: World, codec: Codec) -> None:
+def test_newcomers_share_pages_and_miss_nothing_that_changes_between_them(world: Crowded, codec: Codec) -> None:
     async def story() -> None:
         early = Newcomer(world, codec)
         await early.connect(0)
@@ -173,7 +145,7 @@ def test_newcomers_share_pages_and_miss_nothing_that_changes_between_them(world:
     world.loop.run_until_complete(story())
 
 
-def test_one_who_changes_while_the_pages_are_told_is_in_the_full_answer(world: World) -> None:
+def test_one_who_changes_while_the_pages_are_told_is_in_the_full_answer(world: Crowded) -> None:
     """Else a client that had him online would show him offline for a moment: `full` replaces what it knows."""
 
     async def story() -> None:
@@ -191,7 +163,7 @@ def test_one_who_changes_while_the_pages_are_told_is_in_the_full_answer(world: W
 
 
 def test_a_snapshot_is_made_anew_when_much_has_changed_and_let_go_when_nobody_comes(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Crowded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flush, "SNAPSHOT_KEPT_S", 0.05)
 

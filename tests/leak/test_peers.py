@@ -20,17 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from fastpresence._native.framing import CLOSE, TEXT, Stream, build_masked
 from fastpresence.presence.audience import Room, RoomMember
 from fastpresence.presence.roster import Record
 from fastpresence.presence.sessions import Now, Session
-from fastpresence.settings import AuthSettings, LimitsSettings, ServerSettings, Settings, TokenKey
+from fastpresence.settings import LimitsSettings, ServerSettings
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.tls import Carried
-from fastpresence.worker.worker import HttpClient, Worker
+from fastpresence.worker.worker import HttpClient
 from tests.support.certificate import certify, trusting
+from tests.support.world import World
 
 pytestmark = pytest.mark.long
 
@@ -45,35 +45,18 @@ KINDS = (Peer, HttpClient, Carried, Session, Record, Room, RoomMember)
 GROWTH = 2 << 20
 
 
-class World:
-    """A worker on a loop of its own, and its clients on the same."""
+class Turning(World):
+    """One whose clients come and go, while its time runs ahead."""
 
     def __init__(self, certificate: tuple[str, str] | None = None) -> None:
-        self.loop = uvloop.new_event_loop()
         cert, key = certificate or (None, None)
-        settings = Settings(
-            server=ServerSettings(tls_cert=cert, tls_key=key),
-            auth=AuthSettings(token_keys=(TokenKey("k", "a-secret-of-thirty-two-characters"),)),
-            limits=LimitsSettings(connect_timeout=5),
-        )
-        self.worker = Worker(settings, 0, self.loop)
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.listener.setblocking(False)
-        self.worker.start(self.listener.fileno())
+        super().__init__(limits=LimitsSettings(connect_timeout=5), server=ServerSettings(tls_cert=cert, tls_key=key))
         self.ahead_ms = 0  # of the true time: never less than before
         self.worker.now = self.now  # type: ignore[method-assign]
         self.context = None if cert is None else trusting(Path(cert))
 
     def now(self) -> Now:
         return Now(time.monotonic_ns() // 1_000_000 + self.ahead_ms, time.time_ns() // 1_000 + self.ahead_ms * 1_000)
-
-    def close(self) -> None:
-        if self.worker.tls is not None:
-            self.worker.tls.close()
-        self.loop.remove_reader(self.worker.engine.fileno())
-        self.worker.engine.close_all()
-        self.listener.close()
-        self.loop.close()
 
     async def until_all_are_gone(self) -> None:
         end_s = time.monotonic() + DEADLINE_S
@@ -85,18 +68,11 @@ class World:
     async def cycle(self, number: int) -> None:
         """One client's life."""
         user_id = f"user_{number}"
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await self.loop.sock_connect(sock, self.listener.getsockname())
+        sock = await self.connect()
         name = None if self.context is None else "127.0.0.1"
         reader, writer = await asyncio.open_connection(sock=sock, ssl=self.context, server_hostname=name)
         try:
-            token = self.worker.keys.issue(user_id, "kol", room="r0", expire_time=86_400, now=int(time.time()))[0]
-            request = (
-                f"GET /ws?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
-                "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            ).encode()
+            request = self.request(user_id, "kol", room="r0")
             if number % 10 == 9:
                 writer.write(request[: number % len(request)])
                 return
@@ -178,7 +154,7 @@ def no_collector() -> Iterator[None]:
         gc.collect()
 
 
-def check_that_nothing_is_left(world: World, before: Counter[str]) -> None:
+def check_that_nothing_is_left(world: Turning, before: Counter[str]) -> None:
     worker = world.worker
     stats = worker.engine.stats()
     assert (stats["connections"], stats["open"], stats["lagging"]) == (0, 0, 0)
@@ -201,7 +177,7 @@ def check_that_nothing_is_left(world: World, before: Counter[str]) -> None:
 
 @pytest.mark.usefixtures("no_collector")
 def test_of_five_thousand_peers_that_came_and_went_nothing_is_left() -> None:
-    world = World()
+    world = Turning()
     try:
         before = census()
         levels = []
@@ -220,7 +196,7 @@ def test_of_five_thousand_peers_that_came_and_went_nothing_is_left() -> None:
 @pytest.mark.usefixtures("no_collector")
 def test_of_hundreds_of_tls_peers_that_came_and_went_nothing_is_left(tmp_path: Path) -> None:
     made = certify(tmp_path)
-    world = World((str(made.cert), str(made.key)))
+    world = Turning((str(made.cert), str(made.key)))
     try:
         before = census()
         world.loop.run_until_complete(world.cycles(0, TLS_CYCLES))

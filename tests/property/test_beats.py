@@ -7,23 +7,21 @@ disguise, each after a silence, get the answers that the codec and the protocol 
 import asyncio
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastpresence._native.framing import BINARY, TEXT, Stream, build_masked
 from fastpresence.codec import JSON, MSGPACK, Codec
 from fastpresence.messages import Heartbeat
-from fastpresence.settings import AuthSettings, LimitsSettings, PresenceSettings, Settings, TokenKey
+from fastpresence.settings import LimitsSettings
 from fastpresence.worker.beats import likeness
-from fastpresence.worker.worker import Worker
+from tests.support.world import World
 
 KEY = b"mask"
 USER = "user_1"
@@ -131,39 +129,17 @@ def test_what_every_client_sends_is_learnt(codec: Codec) -> None:
             assert digits is codec.is_text
 
 
-class World:
-    """A worker whose engine may answer after a moment's silence, and one client."""
-
-    def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
-        auth = AuthSettings(token_keys=(TokenKey("k", "a-secret-of-thirty-two-characters"),))
-        limits = LimitsSettings(rate=1000, burst=1)
-        self.worker = Worker(Settings(auth=auth, limits=limits, presence=PresenceSettings()), 0, self.loop)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
-        self.worker.start(self.listener.fileno())
-
-    def stat(self, name: str) -> int:
-        return self.worker.engine.stats()[name]
-
-    def close(self) -> None:
-        self.loop.remove_reader(self.worker.engine.fileno())
-        self.worker.engine.close_all()
-        self.listener.close()
-        self.loop.close()
-
-
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    world = World()
+    # Its engine may answer after a moment's silence.
+    world = World(limits=LimitsSettings(rate=1000, burst=1))
     yield world
     world.close()
 
 
 async def talk(world: World, codec: Codec, sayings: list[bytes]) -> list[Any]:
     """The answers to these, each said after a silence."""
-    client = socket.socket()
-    client.setblocking(False)
+    client = await world.connect()
     stream = Stream(masked=False, frame_size=1 << 20, message_size=1 << 20)
     came: list[Any] = []
 
@@ -174,18 +150,8 @@ async def talk(world: World, codec: Codec, sayings: list[bytes]) -> list[Any]:
             came.extend(codec.decode_answer(frame.payload) for frame in stream.feed(got))
 
     try:
-        await world.loop.sock_connect(client, world.listener.getsockname())
-        token = world.worker.keys.issue(USER, "user", room=None, expire_time=3600, now=int(time.time()))[0]
-        await world.loop.sock_sendall(
-            client,
-            f"GET /ws?public=0&token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            f"Sec-WebSocket-Protocol: {codec.subprotocol}\r\n\r\n".encode(),
-        )
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += await asyncio.wait_for(world.loop.sock_recv(client, 65_536), DEADLINE_S)
-        came.extend(codec.decode_answer(frame.payload) for frame in stream.feed(head.partition(b"\r\n\r\n")[2]))
+        rest = await world.upgrade(client, world.request(USER, "user", codec, query="&public=0"))
+        came.extend(codec.decode_answer(frame.payload) for frame in stream.feed(rest))
         await hear(1)
         for number, said in enumerate(sayings):
             await asyncio.sleep(QUIET_S)

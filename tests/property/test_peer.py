@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +20,9 @@ from fastpresence._native.framing import BINARY, CLOSE, PING, PONG, TEXT, Frame,
 from fastpresence.codec import JSON, MSGPACK, Codec
 from fastpresence.http import PHRASES
 from fastpresence.messages import Error
-from fastpresence.settings import AuthSettings, LimitsSettings, PresenceSettings, Settings, TokenKey
+from fastpresence.settings import LimitsSettings
 from fastpresence.worker.peer import Peer
-from fastpresence.worker.worker import Worker
+from tests.support.world import API_KEY, World
 
 ERROR_CODES = {
     "bad_frame", "bad_field", "unknown_type", "unauthorized", "forbidden", "not_online", "user_offline", "too_many",
@@ -35,7 +34,6 @@ FRAME_SIZE = 4_096
 DEADLINE_S = 10.0
 END = b"the end"
 KEY = b"mask"
-API_KEY = "an-api-key-of-ours"
 
 
 class Faults(logging.Handler):
@@ -49,40 +47,20 @@ class Faults(logging.Handler):
         self.found.append(self.format(record))
 
 
-class World:
-    """A worker and its clients on one loop."""
+class Watched(World):
+    """One whose faults are noticed."""
 
     def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.loop.set_exception_handler(lambda _, context: self.faults.found.append(str(context)))
         self.faults = Faults()
         logging.getLogger("fastpresence").addHandler(self.faults)
-        auth = AuthSettings(token_keys=(TokenKey("k", "a-secret-of-thirty-two-characters"),), api_keys=(API_KEY,))
-        limits = LimitsSettings(frame_size=FRAME_SIZE, message_size=FRAME_SIZE, watches=20, rooms=3)
-        self.worker = Worker(Settings(auth=auth, limits=limits, presence=PresenceSettings()), 0, self.loop)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
-        self.worker.start(self.listener.fileno())
-
-    def token(self, user_id: str, room: str | None) -> str:
-        user_type = user_id.partition("_")[0]
-        return self.worker.keys.issue(user_id, user_type, room=room, expire_time=3600, now=int(time.time()))[0]
-
-    def stat(self, name: str) -> int:
-        return self.worker.engine.stats()[name]
+        super().__init__(limits=LimitsSettings(frame_size=FRAME_SIZE, message_size=FRAME_SIZE, watches=20, rooms=3))
+        self.loop.set_exception_handler(lambda _, context: self.faults.found.append(str(context)))
 
     async def until(self, condition: Any) -> None:
         end_s = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < end_s, self.worker.engine.stats()
             await asyncio.sleep(0.0005)
-
-    async def connect(self) -> socket.socket:
-        client = socket.socket()
-        client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await self.loop.sock_connect(client, self.listener.getsockname())
-        return client
 
     async def send(self, client: socket.socket, data: bytes, chunks: list[int]) -> None:
         """In chunks of these sizes, the rest at once; the worker has a turn after each."""
@@ -98,16 +76,13 @@ class World:
             await asyncio.sleep(0)
 
     def close(self) -> None:
-        self.loop.remove_reader(self.worker.engine.fileno())
-        self.worker.engine.close_all()
-        self.listener.close()
-        self.loop.close()
+        super().close()
         logging.getLogger("fastpresence").removeHandler(self.faults)
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    world = World()
+def world() -> Iterator[Watched]:
+    world = Watched()
     yield world
     # Everybody has gone: no peer is left, nobody watches or hears anything any more.
     gc.collect()
@@ -132,22 +107,12 @@ def predicted(data: bytes) -> tuple[int | None, list[Frame]]:
     return None, frames
 
 
-async def story(world: World, user_id: str, codec: Codec, room: str | None, data: bytes, chunks: list[int]) -> None:
+async def story(world: Watched, user_id: str, codec: Codec, room: str | None, data: bytes, chunks: list[int]) -> None:
     """One client's life: handshake, these bytes, a ping to see that all were taken, the end."""
     worker = world.worker
     client = await world.connect()
     try:
-        request = (
-            f"GET /ws?token={world.token(user_id, room)} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
-            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            f"Sec-WebSocket-Protocol: {codec.subprotocol}\r\n\r\n"
-        )
-        await world.loop.sock_sendall(client, request.encode())
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += await asyncio.wait_for(world.loop.sock_recv(client, 65_536), DEADLINE_S)
-        head, _, rest = head.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101 ")
+        rest = await world.upgrade(client, world.request(user_id, user_id.partition("_")[0], codec, room=room))
         sent = data + build_masked(PING, END, KEY)
         deserved, frames = predicted(sent)
         answered = deserved is None and frames[-1:] == [Frame(PING, END)]
@@ -335,7 +300,7 @@ CALM = settings(
 @CALM
 @given(data=st.data(), user_id=users, codec=codecs, room=rooms, chunks=sizes)
 def test_whatever_a_peer_says_it_is_answered_by_the_protocol_and_leaves_nothing(
-    world: World, data: st.DataObject, user_id: str, codec: Codec, room: str | None, chunks: list[int]
+    world: Watched, data: st.DataObject, user_id: str, codec: Codec, room: str | None, chunks: list[int]
 ) -> None:
     said = b"".join(data.draw(st.lists(sayings(codec), min_size=3, max_size=25)))
     if data.draw(st.booleans()):
@@ -346,13 +311,13 @@ def test_whatever_a_peer_says_it_is_answered_by_the_protocol_and_leaves_nothing(
 @CALM
 @given(said=st.binary(max_size=400), user_id=users, codec=codecs, chunks=sizes)
 def test_any_bytes_behind_the_handshake_do_no_harm(
-    world: World, said: bytes, user_id: str, codec: Codec, chunks: list[int]
+    world: Watched, said: bytes, user_id: str, codec: Codec, chunks: list[int]
 ) -> None:
     world.loop.run_until_complete(story(world, user_id, codec, None, said, chunks))
 
 
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])
-def test_one_who_says_goodbye_and_goes_on_in_the_same_breath_is_gone(world: World, codec: Codec) -> None:
+def test_one_who_says_goodbye_and_goes_on_in_the_same_breath_is_gone(world: Watched, codec: Codec) -> None:
     """Found by reading: everything below comes up in one batch, and the peer is closed by the second frame of it."""
     opcode = TEXT if codec.is_text else BINARY
     breath = [{"type": "user_online"}, {"type": "user_offline"}, {"type": "user_online"}, {"type": "heartbeat"}]
@@ -393,7 +358,7 @@ whole_requests = st.sampled_from([
     chunks=sizes,
 )  # fmt: skip
 def test_whatever_is_said_instead_of_a_request_is_answered_by_the_protocol(
-    world: World, said: bytes, chunks: list[int]
+    world: Watched, said: bytes, chunks: list[int]
 ) -> None:
     async def tell() -> None:
         client = await world.connect()
