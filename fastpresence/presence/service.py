@@ -240,7 +240,11 @@ class OnlineStatusService:
         self._end(session, Cue.GOODBYE, heard_ms, reason, now)
 
     def handle_connection_lost(self, session: Session, *, last_heard_ms: int, now: Now) -> None:
-        """The connection broke: the session is detached until its time is up, or ends at once when it already is."""
+        """The connection broke: the session is detached until its time is up. With no grace at all it ends at once.
+
+        One whose time is up already ends at the next cleanup: its client may be about to come back, and was only heard
+        late, as everybody was.
+        """
         if not session.take(Cue.LOST):
             return
         self.calls.session_lost(session, now.ms + self._heartbeat_timeout_ms)
@@ -248,7 +252,7 @@ class OnlineStatusService:
         deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
         if self._disconnect_grace_ms is not None:
             deadline_ms = min(deadline_ms, now.ms + self._disconnect_grace_ms)
-        if deadline_ms <= now.ms:
+        if self._disconnect_grace_ms == 0:
             self._end(session, Cue.SILENCE, session.last_heard_ms, "timeout", now)
         else:
             self._deadlines.arm(session, deadline_ms, now_ms=now.ms)

@@ -45,6 +45,7 @@ from fastpresence.worker.handshake import Accepted, accept
 from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
+from fastpresence.worker.standstill import Standstill
 from fastpresence.worker.tls import TlsFront
 from fastpresence.worker.wanted import Wanted
 
@@ -133,7 +134,9 @@ class Worker:
         login_keys = LoginKeys(settings.auth, login_jwks)
         self._routes = Routes(settings, self.service, self.keys, api_keys, login_keys, actions=self)
         self._origins = Origins(settings.server.allowed_origins)
-        self._tokens = Wheel(tick_ms=TICK_MS, now_ms=time.monotonic_ns() // 1_000_000)
+        now_ms = time.monotonic_ns() // 1_000_000
+        self._tokens = Wheel(tick_ms=TICK_MS, now_ms=now_ms)
+        self._standstill = Standstill(TICK_MS, now_ms)
         self._ack_second = -1
         self._repeats = Repeats(REPEAT_S)
         self._guesses = Guesses()
@@ -268,9 +271,10 @@ class Worker:
     def _tick(self, count: int) -> None:
         """Let deadlines run out, on the tick's own beat so that none is late by more than one."""
         self.loop.call_later((TICK_MS - time.monotonic_ns() // 1_000_000 % TICK_MS) / 1000, self._tick, count + 1)
-        self.engine.advance()
         now = self.now()
-        self._cleanup(now)
+        if self._standstill.is_over(now.ms):
+            self.engine.advance()
+            self._cleanup(now)
         for slot in self._tokens.advance(now.ms):
             peer = self.engine.owner(slot)
             if type(peer) is Peer:

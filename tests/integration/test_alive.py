@@ -5,13 +5,16 @@ takes to tell of it.
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Start
+from tests.support.certificate import certify
 from tests.support.clients import Client, Clients, RawClient
 from tests.support.scene import Scene, fresh
 from tests.support.server import DEADLINE, Server, shared
@@ -137,6 +140,57 @@ def test_the_silence_of_one_session_is_not_seen_while_another_speaks(server: Ser
             await scene.witness.sees(scene.actor.user_id, "online")
             assert "offline" not in scene.witness.view.statuses(scene.actor.user_id)
             assert (await scene.actor.do("message", to_user_id=scene.actor.user_id, message="m"))["delivered"] == 1
+
+    asyncio.run(story())
+
+
+# Its own standstill.
+
+
+def stand_still(server: Server) -> None:
+    """Stop the worker for longer than any silence may last, as a machine that is moved or has too much to do would."""
+    os.kill(server.worker_pid, signal.SIGSTOP)
+    try:
+        time.sleep(2 * TIMEOUT)
+    finally:
+        os.kill(server.worker_pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_who_spoke_while_the_server_stood_still_is_not_taken_for_silent(
+    start: Start, tmp_path: Path, kind: str
+) -> None:
+    tls = certify(tmp_path) if kind == "tls" else None
+    server = start(
+        presence__heartbeat_interval=0.3,
+        presence__heartbeat_timeout=TIMEOUT,
+        server__tls_cert=tls and tls.cert,
+        server__tls_key=tls and tls.key,
+    )
+
+    async def story() -> None:
+        async with Clients(server) as clients:
+            scene = await begin(clients)
+            for client in (scene.actor, scene.marker):
+                client.keep_beating(0.2)
+            # One who comes back meanwhile, too: his new connection waits to be accepted.
+            lost = await clients.online(fresh("kol"), "kol", device="phone", public=False)
+            await scene.witness.do("subscribe", user_ids=[lost.user_id])
+            sight = await scene.witness.sees(lost.user_id, "online")
+            token = server.token(lost.user_id, "kol")
+            still = asyncio.get_running_loop().run_in_executor(None, stand_still, server)
+            await asyncio.sleep(TIMEOUT / 4)
+            await lost.cut()
+            back = await clients.connect(lost.user_id, "kol", public=False, token=token)
+            await back.do("user_online", device="phone")
+            await still
+            back.keep_beating(0.2)
+            await scene.actor.beat()
+            await asyncio.sleep(TIMEOUT + TICK)  # the deadlines count again
+            await scene.nothing_was_seen()
+            assert scene.witness.view.seen[lost.user_id][-1:] == [sight], scene.witness.view.seen[lost.user_id]
+            await scene.actor.stop_beating()
+            await scene.witness.sees(scene.actor.user_id, "offline")
 
     asyncio.run(story())
 

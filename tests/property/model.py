@@ -246,7 +246,7 @@ class Model:
         until_ms = session.heard_ms + HEARTBEAT_MS
         if self.grace_ms is not None:
             until_ms = min(until_ms, self.ms + self.grace_ms)
-        if until_ms <= self.ms:
+        if self.grace_ms == 0:
             self.end(session, session.heard_ms)
         else:
             self._detach(session, until_ms)

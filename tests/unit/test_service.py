@@ -223,14 +223,27 @@ def test_the_disconnect_grace_shortens_the_wait_and_never_lengthens_it(make: Mak
     assert service.cleanup_expired_status(now=clock.at(60.25)) == 2
 
 
-def test_a_connection_lost_after_its_time_ends_at_once_by_timeout(
+def test_a_connection_lost_after_its_time_ends_by_timeout_at_the_next_cleanup(
     service: OnlineStatusService, clock: Clock, journal: list[Transition]
 ) -> None:
     session = online(service, clock.at(0))
-    service.handle_connection_lost(session, last_heard_ms=clock.at(0).ms, now=clock.at(60))
-    assert session.phase is Phase.GONE
+    service.handle_connection_lost(session, last_heard_ms=clock.at(0).ms, now=clock.at(65))
+    assert session.phase is Phase.DETACHED
+    assert service.cleanup_expired_status(now=clock.at(65.25)) == 1
     assert (journal[-1].kind, journal[-1].reason) == ("offline", "timeout")
     assert service.get_user_status("kol_1").last_seen == WALL_S
+
+
+def test_one_who_comes_back_before_that_cleanup_was_never_gone(
+    service: OnlineStatusService, clock: Clock, journal: list[Transition]
+) -> None:
+    session = online(service, clock.at(0))
+    service.handle_connection_lost(session, last_heard_ms=clock.at(0).ms, now=clock.at(65))
+    version = service.version
+    online(service, clock.at(65))
+    service.cleanup_expired_status(now=clock.at(65.25))
+    assert service.version == version
+    assert [transition.kind for transition in journal].count("offline") == 0
 
 
 def test_no_grace_at_all_ends_at_once(make: Make, clock: Clock) -> None:
