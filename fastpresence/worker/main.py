@@ -85,15 +85,16 @@ class _Node:
         self._loop = loop
         self._link = link
         self._reader = FrameReader()
+        self._buffer = bytearray(65_536)  # taken while there is memory: a worker without must still hear of its end
         self._waiting: deque[LinkFrame] = deque()
 
     async def next(self) -> LinkFrame | None:
         """The next frame; None at the end of the link."""
         while not self._waiting:
-            data = await self._loop.sock_recv(self._link, 65_536)
-            if not data:
+            size = await self._loop.sock_recv_into(self._link, self._buffer)
+            if not size:
                 return None
-            self._waiting.extend(self._reader.feed(data))
+            self._waiting.extend(self._reader.feed(bytes(memoryview(self._buffer)[:size])))
         return self._waiting.popleft()
 
     def put_back(self, frames: Sequence[LinkFrame]) -> None:
