@@ -85,34 +85,45 @@ def set_level(level: str) -> None:
 class Repeats:
     """Tells an event that keeps happening once, and then with a count, at most once in `every_s` for each event.
 
-    The caller passes `now_s` (monotonic, seconds). Keys are names of events: few, and never a stranger's text.
+    The caller passes `now_s` (monotonic, seconds), and calls `rest` now and then. Keys are names of events: few, and
+    never a stranger's text. One for all of a process that tells events of the same name.
     """
 
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_s = every_s
-        self._told: dict[str, tuple[float, int]] = {}  # when it was last told, and how often it happened since
-
-    def due(self, name: str, now_s: float) -> int:
-        """Count one more of `name`. How many to tell of now; 0: nothing yet."""
-        told = self._told.get(name)
-        if told is not None and now_s - told[0] < self._every_s:
-            self._told[name] = (told[0], told[1] + 1)
-            return 0
-        self._told[name] = (now_s, 0)
-        return 1 if told is None else told[1] + 1
+        self._events: dict[str, _Repeated] = {}
 
     def log(self, logger: logging.Logger, level: int, name: str, /, *, now_s: float, **fields: object) -> None:
-        """The same as a log line: the fields are those of the last time, `count` says for how many it stands."""
-        count = self.due(name, now_s)
-        if count:
-            event(logger, level, name, **fields, count=count if count > 1 else None)
+        """It happened once more. A line has the fields of the last time, `count` says for how many it stands."""
+        found = self._events.get(name)
+        if found is None:
+            found = self._events[name] = _Repeated()
+        found.untold += 1
+        found.last = (logger, level, fields)
+        self._tell(name, found, now_s)
 
-    def rest(self, now_s: float) -> list[tuple[str, int]]:
-        """What happened, was not told, and may be told now: call it now and then, so that a burst's end is told too."""
-        due = [(name, n) for name, (at, n) in self._told.items() if n and now_s - at >= self._every_s]
-        for name, _ in due:
-            self._told[name] = (now_s, 0)
-        return due
+    def rest(self, now_s: float) -> None:
+        """Tell what happened, was not told, and may be told now: so that a burst's end is told too."""
+        for name, found in self._events.items():
+            if found.untold:
+                self._tell(name, found, now_s)
+
+    def _tell(self, name: str, found: "_Repeated", now_s: float) -> None:
+        if found.last is not None and now_s - found.told_s >= self._every_s:
+            logger, level, fields = found.last
+            event(logger, level, name, **fields, count=found.untold if found.untold > 1 else None)
+            found.told_s, found.untold, found.last = now_s, 0, None
+
+
+class _Repeated:
+    """When an event was last told, and what happened since."""
+
+    __slots__ = ("last", "told_s", "untold")
+
+    def __init__(self) -> None:
+        self.told_s = -math.inf
+        self.untold = 0
+        self.last: tuple[logging.Logger, int, dict[str, object]] | None = None
 
 
 class _Drain(threading.Thread):

@@ -58,6 +58,7 @@ class AdminFace:
         request_time: float,
         not_ready: Callable[[], str | None],
         timeline: Callable[[str, int], list[dict[str, Any]]],
+        repeats: Repeats,
     ) -> None:
         self.body_size = body_size  #: bytes
         self.request_time = request_time  #: seconds in which a request must be complete, and its answer be read
@@ -68,7 +69,7 @@ class AdminFace:
         self._not_ready = not_ready
         self._timeline = timeline
         self._guesses_due_s = 0.0  # when all bad keys so far would have been due at the allowed rate
-        self._repeats = Repeats()
+        self._repeats = repeats
         self._server: asyncio.Server | None = None
 
     async def listen(self, sock: socket.socket) -> None:

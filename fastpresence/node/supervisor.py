@@ -17,6 +17,7 @@ has a number, a socket and a link of its own.
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -59,6 +60,8 @@ READY_TIME: Final = 30.0
 LAST_WORDS: Final = 1.0
 #: Seconds in which every worker answers a Reload.
 RELOAD_TIME: Final = 10.0
+#: Seconds between two looks at what the log was not told of repeated warnings.
+REST_EVERY: Final = 1.0
 #: Revocations in one frame: about two milliseconds, and 300 KB.
 REVOKED_PAGE: Final = 5_000
 #: Users whose crash is written in one turn, and seconds between two turns: as fast as the log can follow.
@@ -160,6 +163,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         keepers: list[asyncio.Task[None]] = []
+        teller = asyncio.create_task(self._tell_rest())
         try:
             await self._open_admin()
             keepers += [asyncio.create_task(self._keep(n, listener)) for n, listener in enumerate(listeners)]
@@ -173,6 +177,8 @@ class Supervisor:
                 self._admin.close()
             for listener in listeners:
                 listener.close()
+            teller.cancel()
+            self._repeats.rest(math.inf)
         event(LOG, logging.INFO, "stopped", forced=self._is_forced or None)
         return 1 if self._is_forced else 0
 
@@ -293,6 +299,7 @@ class Supervisor:
             request_time=limits.connect_timeout,
             not_ready=self.not_ready,
             timeline=self.timeline,
+            repeats=self._repeats,
         )
         await self._admin.listen(listener)
         self._admin_port = listener.getsockname()[1]
@@ -360,6 +367,12 @@ class Supervisor:
             worker.send(Revoked(entries, is_last=at + REVOKED_PAGE >= len(users)))
             await worker.drained()
             await asyncio.sleep(0)
+
+    async def _tell_rest(self) -> None:
+        """How often repeated warnings were not told, until cancelled."""
+        while True:
+            await asyncio.sleep(REST_EVERY)
+            self._repeats.rest(time.monotonic())
 
     def _tell_counts(self) -> None:
         connections = sum(worker.stats.connections for worker in self._workers.values())

@@ -8,6 +8,7 @@ A worker that loses its link ends at once: nobody would start it again or hold i
 import argparse
 import asyncio
 import gc
+import math
 import os
 import socket
 import sys
@@ -41,10 +42,11 @@ async def serve(link: socket.socket) -> None:
     if not isinstance(boot, Boot):
         raise PeerError("the node's first word was no Boot")
     stop_logs = setup(boot.settings.log.level, boot.settings.log.format, worker=boot.worker)
-    uplink = Uplink(loop, link)
-    tasks = [loop.create_task(uplink.run())]
+    tasks: list[asyncio.Task[None]] = []
     try:
         worker = Worker(boot.settings, boot.worker, loop, login_jwks=boot.login_jwks)
+        uplink = Uplink(loop, link, worker.repeats)
+        tasks.append(loop.create_task(uplink.run()))
         journal = JournalWriter(loop, uplink, worker.service.roster)
         worker.tell_node, worker.note = uplink.tell, journal.note
         if not await _learn_revoked(worker, node):
@@ -72,6 +74,7 @@ async def serve(link: socket.socket) -> None:
         finally:
             loop.remove_reader(worker.engine.fileno())
             worker.engine.close_all()
+            worker.repeats.rest(math.inf)
     finally:
         for task in tasks:
             task.cancel()

@@ -211,7 +211,7 @@ class Peer:
                 self.ack(older)
             return
         due_ms = self.worker.rate_limit.charge(self._due_ms, now.ms)
-        self.worker.note_rate_limited(self)
+        self.worker.note_rate_limited(self, now)
         if due_ms is TOO_MUCH:
             self._break(4029, "over the rate limit", now)
             return

@@ -35,7 +35,12 @@ class Uplink:
     """The worker's end of the link, outgoing: a non-blocking socket. While something waits, `run` alone writes."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, link: socket.socket, enough: int = ENOUGH, too_much: int = TOO_MUCH
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: socket.socket,
+        repeats: Repeats,
+        enough: int = ENOUGH,
+        too_much: int = TOO_MUCH,
     ) -> None:
         self._loop = loop
         self._link = link
@@ -46,7 +51,7 @@ class Uplink:
         self._idle.set()
         self._room = asyncio.Event()  # cleared when something was refused, set when half of that is free
         self._room.set()
-        self._repeats = Repeats()
+        self._repeats = repeats
         self.queued_bytes = 0  #: with what is being written
 
     def offer(self, frame: LinkFrame) -> bool:

@@ -62,8 +62,6 @@ REFUSALS: Final = (
     ("crowded", 429, "too many connections of one address"),
 )
 REFUSED_S: Final = 2.0  #: between two lines of the log about them
-#: Seconds in which the same warning is told once, with a count.
-REPEAT_S: Final = 10.0
 
 
 class HttpClient:
@@ -118,7 +116,9 @@ class Worker:
             heard_ms=lambda peer: self.engine.heard_ms(peer.handle),
         )
         self.users = 0  #: not offline
-        self._peers = [0] * len(VARIANTS)  # open, by variant
+        self._variants = [0] * len(VARIANTS)  # how many peers are open, by variant
+        #: Those that are open, by user; one alone stands for itself, since nearly every user has no other.
+        self.peers: dict[str, Peer | set[Peer]] = {}
         public_audience = self.engine.new_audience()
         self.flusher = Flusher(
             loop,
@@ -127,7 +127,7 @@ class Worker:
             epoch=self.epoch,
             window_ms=presence.flush_window_ms,
             public_audience=public_audience,
-            has_variant=lambda variant: self._peers[variant] > 0,
+            has_variant=lambda variant: self._variants[variant] > 0,
         )
         self.pager = Pager(loop, self.engine, self.service, epoch=self.epoch, public_audience=public_audience)
         api_keys = ApiKeys(settings.auth.api_keys)
@@ -138,7 +138,7 @@ class Worker:
         self._tokens = Wheel(tick_ms=TICK_MS, now_ms=now_ms)
         self._standstill = Standstill(TICK_MS, now_ms)
         self._ack_second = -1
-        self._repeats = Repeats(REPEAT_S)
+        self.repeats = Repeats()  #: by the monotonic clock
         self._guesses = Guesses()
         server = settings.server
         self.tls: TlsFront | None = None
@@ -281,6 +281,7 @@ class Worker:
                 peer.on_token_due(now)
         self._free_audiences()
         self._tell_refused()
+        self.repeats.rest(now.ms / 1000)
         self.settle()
         self.engine.send()
 
@@ -300,7 +301,7 @@ class Worker:
         try:
             requests = owner.parser.feed(data)
         except HttpError as error:
-            self._reject(handle, error)
+            self._reject(handle, error, now)
         else:
             if self._is_late():
                 self.backlog.begin(owner, requests)
@@ -317,7 +318,7 @@ class Worker:
                 if not self._answer(client, request, now):
                     return
         except HttpError as error:
-            self._reject(client.handle, self._once_more(client.handle, error, now))
+            self._reject(client.handle, self._once_more(client.handle, error, now), now)
 
     def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
         """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
@@ -353,13 +354,13 @@ class Worker:
             self.engine.finish(client.handle)
         return keep
 
-    def _reject(self, handle: int, error: HttpError) -> None:
+    def _reject(self, handle: int, error: HttpError, now: Now) -> None:
         """A handshake that fails, or bytes that are no request."""
-        self._repeats.log(
+        self.repeats.log(
             LOG,
             logging.WARNING,
             "rejected handshake",
-            now_s=self.loop.time(),
+            now_s=now.ms / 1000,
             status=error.status,
             reason=error.message,
             address=self.engine.address(handle),
@@ -370,7 +371,8 @@ class Worker:
     def _open(self, handle: int, accepted: Accepted, after: bytes, now: Now) -> None:
         """From here on it is a peer."""
         peer = Peer(self, handle, accepted)
-        self._peers[peer.variant] += 1
+        self._variants[peer.variant] += 1
+        self._remember(peer)
         self.engine.own(handle, peer)
         self.engine.write(handle, accepted.response)
         self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, after, deflate=accepted.inflates)
@@ -378,6 +380,13 @@ class Worker:
         peer.welcome(now)
         if accepted.public:
             self.pager.begin(peer, self.read_cursor(accepted.cursor, PUBLIC_SCOPE))
+
+    def _remember(self, peer: Peer) -> None:
+        others = self.peers.setdefault(peer.user_id, peer)
+        if isinstance(others, set):
+            others.add(peer)
+        elif others is not peer:
+            self.peers[peer.user_id] = {others, peer}
 
     # The end of a connection.
 
@@ -401,7 +410,7 @@ class Worker:
                 self.service.handle_timeout(session, last_heard_ms=heard_ms, now=now)
         else:
             if how == native.LAGGED:
-                self._repeats.log(LOG, logging.WARNING, "slow reader", now_s=self.loop.time(), user_id=peer.user_id)
+                self.repeats.log(LOG, logging.WARNING, "slow reader", now_s=now.ms / 1000, user_id=peer.user_id)
             self.lose_session(peer, heard_ms, now)
         self.forget(peer)
 
@@ -418,7 +427,12 @@ class Worker:
     def forget(self, peer: Peer) -> None:
         """The peer hears and says no more."""
         peer.closed = True
-        self._peers[peer.variant] -= 1
+        self._variants[peer.variant] -= 1
+        others = self.peers[peer.user_id]
+        if isinstance(others, set) and len(others) > 1:
+            others.remove(peer)
+        else:
+            del self.peers[peer.user_id]
         self._tokens.cancel(peer.handle & 0xFFFFFFFF)
         self.pager.forget(peer)
         self.backlog.take(peer)
@@ -587,15 +601,11 @@ class Worker:
         self._disconnect(user_id, 4001, "token revoked", "token", now)
 
     def _disconnect(self, user_id: str, code: int, reason: str, why: str, now: Now) -> int:
-        """Costs a look at each connection: some milliseconds where there are many."""
         record = self.service.record(user_id)
         for session in () if record is None else record.sessions:
             self.service.handle_user_offline(session, now=now, reason=why)
-        peers = [
-            owner
-            for owner in self.engine.owners()
-            if type(owner) is Peer and owner.user_id == user_id and not owner.closed
-        ]
+        found = self.peers.get(user_id, ())
+        peers = tuple(found) if isinstance(found, set | tuple) else (found,)
         for peer in peers:
             peer.close(code, reason)
         self.settle()
@@ -624,10 +634,10 @@ class Worker:
                 self._refused_next_s = now_s + REFUSED_S
                 event(LOG, logging.WARNING, "rejected handshake", status=status, reason=reason, count=count)
 
-    def note_rate_limited(self, peer: Peer) -> None:
+    def note_rate_limited(self, peer: Peer, now: Now) -> None:
         """A frame came over the rate."""
         self.count_error("rate_limited")
-        self._repeats.log(LOG, logging.WARNING, "rate limited", now_s=self.loop.time(), user_id=peer.user_id)
+        self.repeats.log(LOG, logging.WARNING, "rate limited", now_s=now.ms / 1000, user_id=peer.user_id)
 
     def _journal(self, change: Transition) -> None:
         self.note(change)

@@ -159,7 +159,8 @@ def check_that_nothing_is_left(world: Turning, before: Counter[str]) -> None:
     stats = worker.engine.stats()
     assert (stats["connections"], stats["open"], stats["lagging"]) == (0, 0, 0)
     assert worker.engine.owners() == []
-    assert not any(worker._peers)
+    assert not worker.peers
+    assert not any(worker._variants)
     world.let_time_pass()
     assert worker.users == 0
     service = worker.service

@@ -152,7 +152,8 @@ async def story(world: Watched, user_id: str, codec: Codec, room: str | None, da
     await asyncio.sleep(0)
     assert world.faults.found == []
     assert (world.stat("open"), world.stat("lagging")) == (0, 0)
-    assert not any(worker._peers)
+    assert not worker.peers
+    assert not any(worker._variants)
     assert worker.engine.owners() == []
     # Nobody is present without a connection and without a deadline: a detached session has one.
     for session in worker.service.sessions_of(user_id):

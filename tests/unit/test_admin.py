@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from fastpresence.logs import Repeats
 from fastpresence.node import admin
 from fastpresence.node.admin import CONNECTIONS, GUESSES, MAX_ENTRIES, AdminFace
 
@@ -84,6 +85,7 @@ def run(story: Callable[[Scene], Awaitable[None]], *, key: str | None = KEY, req
             request_time=request_time,
             not_ready=lambda: scene.reason,
             timeline=lambda user_id, limit: scene.timeline(user_id, limit),
+            repeats=Repeats(),
         )
         sock = socket.create_server(("127.0.0.1", 0))
         scene = Scene(face, sock.getsockname()[1])

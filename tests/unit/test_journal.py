@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from fastpresence.link import FrameReader, Journal, Present
+from fastpresence.logs import Repeats
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Session
 from fastpresence.worker.journal import BATCH, EVERY_S, JournalWriter
@@ -47,7 +48,7 @@ def run(story: Callable[[Scene], Awaitable[None]], *, enough: int = 4_000_000) -
             for end in (ours, theirs):
                 end.setblocking(False)
             loop = asyncio.get_running_loop()
-            uplink = Uplink(loop, ours, enough=enough)
+            uplink = Uplink(loop, ours, Repeats(), enough=enough)
             scene = Scene(theirs, lambda service: JournalWriter(loop, uplink, service.roster))
             tasks = [asyncio.create_task(uplink.run()), asyncio.create_task(scene.journal.run())]
             await story(scene)

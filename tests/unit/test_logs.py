@@ -237,35 +237,49 @@ def test_a_non_blocking_stream_gets_every_line() -> None:
     assert len(b"".join(taken).splitlines()) == 3000
 
 
+def happen(repeats: Repeats, *times: float, name: str = "slow reader") -> list[str]:
+    """The lines about an event that happens at these seconds, without their beginning; each has its second."""
+
+    def do() -> None:
+        for now_s in times:
+            repeats.log(LOG, logging.WARNING, name, now_s=now_s, at=now_s)
+
+    return [line.partition("warning ")[2] for line in lines(do)]
+
+
+def rest(repeats: Repeats, now_s: float) -> list[str]:
+    """The lines about what was not told."""
+    return [line.partition("warning ")[2] for line in lines(lambda: repeats.rest(now_s))]
+
+
 def test_a_repeated_event_is_told_once_and_then_with_a_count() -> None:
     repeats = Repeats(every_s=10)
-    assert [repeats.due("slow reader", at) for at in (0, 1, 2, 9.9)] == [1, 0, 0, 0]
-    assert repeats.due("slow reader", 10) == 4
-    assert repeats.due("slow reader", 25) == 1
+    assert happen(repeats, 0, 1, 2, 9.9) == ["slow reader at=0"]
+    assert happen(repeats, 10) == ["slow reader at=10 count=4"]
+    assert happen(repeats, 19, 25) == ["slow reader at=25 count=2"]
+    assert happen(repeats, 36) == ["slow reader at=36"]  # a count of one is not worth a field
 
 
 def test_two_events_do_not_silence_each_other() -> None:
     repeats = Repeats(every_s=10)
-    assert (repeats.due("a", 0), repeats.due("b", 1), repeats.due("a", 2)) == (1, 1, 0)
+    assert happen(repeats, 0, name="a") == ["a at=0"]
+    assert happen(repeats, 1, name="b") == ["b at=1"]
+    assert happen(repeats, 2, name="a") == []
 
 
-def test_the_end_of_a_burst_is_not_lost() -> None:
+def test_the_end_of_a_burst_is_told_without_a_further_event() -> None:
     repeats = Repeats(every_s=10)
-    for at in (0, 1, 2):
-        repeats.due("a", at)
-    repeats.due("b", 0)
-    assert repeats.rest(5) == []
-    assert repeats.rest(10) == [("a", 2)]
-    assert repeats.rest(30) == []
+    happen(repeats, 0, 1, 2)
+    happen(repeats, 0, name="b")
+    assert rest(repeats, 9.9) == []
+    assert rest(repeats, 10) == ["slow reader at=2 count=2"]
+    assert rest(repeats, 30) == []
+    assert happen(repeats, 39) == ["slow reader at=39"]
 
 
-def test_a_count_of_one_is_not_worth_a_field() -> None:
+def test_a_rest_that_was_told_counts_as_a_telling() -> None:
     repeats = Repeats(every_s=10)
-
-    def three() -> None:
-        for now_s in (0, 1, 20):
-            repeats.log(LOG, logging.WARNING, "rate limited", now_s=now_s, user_id="u")
-
-    first, second = lines(three)
-    assert "count" not in first
-    assert second.endswith("user_id=u count=2")
+    happen(repeats, 0, 1)
+    assert rest(repeats, 15) == ["slow reader at=1"]
+    assert happen(repeats, 24) == []
+    assert rest(repeats, 25) == ["slow reader at=24"]

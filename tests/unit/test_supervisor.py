@@ -32,11 +32,11 @@ DEADLINE = 20.0
 NODE = """
 import asyncio, json, sys, uvloop
 from fastpresence.errors import StartError
-from fastpresence.logs import setup
+from fastpresence.logs import Repeats, setup
 from fastpresence.node import process, supervisor
 from fastpresence.node.supervisor import Supervisor
 from fastpresence.settings import AdminSettings, ServerSettings, Settings
-argv, drain_time, is_dev, reads, workers, unborn = json.loads(sys.argv[1])
+argv, drain_time, is_dev, reads, workers, unborn, repeat_s = json.loads(sys.argv[1])
 births, fork = [], asyncio.create_subprocess_exec
 async def perhaps(*args, **options):
     births.append(args)
@@ -62,6 +62,7 @@ async def main():
     again = None if reads is None else read_again
     node = Supervisor(settings, argv=argv, is_dev=is_dev, read_again=again)
     node._count = workers
+    node._repeats = Repeats(repeat_s)
     return await node.run()
 status = uvloop.run(main())
 stop()
@@ -81,9 +82,11 @@ class Node:
         env: dict[str, str] | None = None,
         workers: int = 1,
         unborn: Sequence[int] = (),  # which of its children, from 1, the system has no room for
+        repeat_s: float = 10,  # between two lines about the same warning
     ):
+        given = [[*STUB, *mode], drain_time, is_dev, reads, workers, unborn, repeat_s]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NODE, json.dumps([[*STUB, *mode], drain_time, is_dev, reads, workers, unborn])],
+            [sys.executable, "-c", NODE, json.dumps(given)],
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         )
@@ -276,6 +279,19 @@ def test_a_node_whose_worker_is_not_ready_yet_says_so(start: Start) -> None:
         response = connection.getresponse()
         assert response.status == 503
         assert json.loads(response.read())["error"]["message"] == "worker 0 is starting"
+
+
+def test_the_end_of_a_burst_of_wrong_keys_is_told_though_nobody_tries_any_more(start: Start) -> None:
+    node = start("serve", repeat_s=0.5)
+    port = node.event("admin listening")["port"]
+    for _ in range(4):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)) as connection:
+            connection.request("GET", "/api/users/u/timeline", headers={"Authorization": "Bearer wrong"})
+            assert connection.getresponse().status == 401
+    told = 0
+    while told < 4:
+        told += node.event("admin key refused").get("count", 1)
+    assert told == 4
 
 
 # Revocations.

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from fastpresence.link import FrameReader, LinkFrame, Revoke, Stats
+from fastpresence.logs import Repeats
 from fastpresence.worker.uplink import LAST_WORDS_S, Uplink
 
 STATS = Stats(connections=1, users=1)
@@ -23,7 +24,7 @@ def run(story: Story, **bounds: int) -> None:
         with ours, theirs:
             for end in (ours, theirs):
                 end.setblocking(False)
-            uplink = Uplink(asyncio.get_running_loop(), ours, **bounds)
+            uplink = Uplink(asyncio.get_running_loop(), ours, Repeats(), **bounds)
             writer = asyncio.create_task(uplink.run())
             await story(uplink, theirs)
             writer.cancel()
