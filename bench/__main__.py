@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -127,7 +128,12 @@ def measure(names: list[str], *, quick: bool, folder: Path) -> int:
         with progress.shown(len(names)):
             for name in names:
                 progress.scenario(name)
-                outcome = run_one(SCENARIOS[name][0], cpus, quick=quick, progress=progress)
+                try:
+                    outcome = run_one(SCENARIOS[name][0], cpus, quick=quick, progress=progress)
+                except Exception as error:  # whatever it was: the others are still worth having
+                    if not isinstance(error, BenchError):
+                        traceback.print_exc()
+                    outcome = Outcome.failure(name, SCENARIOS[name][1], error)
                 progress.ended()
                 outcomes.append(outcome)
                 writer.write(outcome, quick=quick)
@@ -135,19 +141,23 @@ def measure(names: list[str], *, quick: bool, folder: Path) -> int:
     finally:
         os.sched_setaffinity(0, allowed)
     print(f"kept in {writer.path}")
+    if all(outcome.failed for outcome in outcomes):
+        return 2
     return 0 if all(outcome.passed(quick=quick) for outcome in outcomes) else 1
 
 
 def profile(name: str, *, quick: bool, folder: Path) -> int:
-    """Run a scenario with the profiler beside it; its figures are not kept."""
+    """Run a scenario with the profiler beside it; what it saw is kept, the scenario's own figures are not."""
     allowed, cpus = os.sched_getaffinity(0), Cpus.allowed()
-    profiler = Profiler(name, folder)
+    profiler, writer = Profiler(name, folder), Writer(Machine.here(len(allowed)), folder)
     try:
         os.sched_setaffinity(0, {cpus.swarm})
-        run_one(SCENARIOS[name][0], cpus, quick=quick, progress=Progress(), observe=profiler.observe)
+        seen = run_one(SCENARIOS[name][0], cpus, quick=quick, progress=Progress(), observe=profiler.observe)
     finally:
         os.sched_setaffinity(0, allowed)
-    print("\n".join(profiler.tell()))
+    outcome = profiler.outcome(seen)
+    writer.write(outcome, quick=quick)
+    print(outcome.text(quick=quick), f"kept in {writer.path}", sep="\n")
     return 0
 
 

@@ -1,11 +1,15 @@
 """How a cost grows with a crowd: a line through the points, and the power that the growth follows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from msgspec import Struct
 
-__all__ = ["Fit", "line", "power"]
+__all__ = ["Fit", "along", "line", "power"]
+
+
+STEPS: Final = 40  #: of a drawn fit
 
 
 class Fit(Struct, frozen=True):
@@ -47,3 +51,10 @@ def power(points: Sequence[tuple[float, float]]) -> float:
     mean_x = sum(x for x, _ in logs) / len(logs)
     mean_y = sum(y for _, y in logs) / len(logs)
     return sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
+
+
+def along(points: Sequence[tuple[float, float]], fit: Callable[[float], float]) -> list[tuple[float, float]]:
+    """The fit over the range of the points, whose x are more than 0, in even steps of the logarithm: to be drawn."""
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    xs = [low * (high / low) ** (step / STEPS) for step in range(STEPS + 1)]
+    return [(x, fit(x)) for x in xs]

@@ -22,6 +22,12 @@ class Bar:
     text: str
     met: bool
     by_time: bool = True  #: a figure, not a matter of right and wrong: of no weight in a quick run
+    judged: bool = True  #: False: too few runs count to say, and so it is not met
+
+    def verdict(self, *, quick: bool) -> str:
+        if quick and self.by_time:
+            return "not judged in a quick run"
+        return "met" if self.met else "MISSED" if self.judged else "NOT JUDGED"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Series:
     unit: str
     step_s: float
     values: list[float]
+    question: str = ""  #: what was asked meanwhile: series of one question and one unit stand in one chart
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Curve:
     fit: list[tuple[float, float]] = field(default_factory=list)
     fit_text: str = ""
     limit: float | None = None  #: a bar, drawn across
+    uncounted: list[tuple[float, float]] = field(default_factory=list)  #: of runs that do not count
+    text: str = ""  #: what the curve says, in a few words
 
 
 @dataclass(frozen=True)
@@ -86,14 +95,23 @@ class Outcome:
     behind: list[str] = field(default_factory=list)  #: what did not keep its pace: a fault, but not of a quick run
     figures: list[Figure] = field(default_factory=list)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    latency_bar_ms: float | None = None  #: at the 99th percentile of the histograms
     series: list[Series] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     rankings: list[Ranking] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)  #: every single run, for whoever wants to look closer
-    uncounted: int = 0  #: runs in which the swarm was the limit: in no figure
+    uncounted: int = 0  #: runs in which the load may have been the limit: in no figure
     steal_percent: float = 0.0  #: of the machine's CPU time, taken by its host meanwhile
     foreign_cores: float = 0.0  #: used by work that was not ours meanwhile: the fewer, the better the figures
     seconds: float = 0.0
+    failed: bool = False  #: it could not be run to its end; `faults` says why
+    flame: str = ""  #: of a profile: the flame graph, SVG
+
+    @classmethod
+    def failure(cls, name: str, question: str, error: Exception) -> "Outcome":
+        """Of a scenario that could not be run to its end."""
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)
+        return cls(name, question, "everything", "", faults=[f"it failed: {why}"], failed=True)
 
     def figure(
         self, name: str, unit: str, values: Sequence[float], better: Literal["lower", "higher"] = "lower"
@@ -108,15 +126,15 @@ class Outcome:
             older = self.histograms.get(name, Histogram())
             self.histograms[name] = Histogram.merged([older, histogram])
 
-    def add_series(self, name: str, unit: str, step_s: float, values: Sequence[float]) -> None:
+    def add_series(self, name: str, unit: str, step_s: float, values: Sequence[float], question: str = "") -> None:
         """Put the values of one run behind what goes by that name."""
         if not values:
             return
         for series in self.series:
-            if (series.name, series.unit) == (name, unit):
+            if (series.name, series.unit, series.question) == (name, unit, question):
                 series.values += values
                 return
-        self.series.append(Series(name, unit, step_s, list(values)))
+        self.series.append(Series(name, unit, step_s, list(values), question))
 
     def passed(self, *, quick: bool) -> bool:
         return (
@@ -126,23 +144,24 @@ class Outcome:
         )
 
     def text(self, *, quick: bool) -> str:
-        lines = [f"== {self.name}: {self.question}", f"   leaves out: {self.leaves_out}", f"   {self.settings}"]
+        lines = [
+            f"== {self.name}: {self.question}",
+            f"   leaves out: {self.leaves_out}",
+            f"   {self.settings}".rstrip(),
+        ]
         if self.rows:
             lines += ["   " + line for line in table(self.columns, self.rows)]
         lines += [f"   {note}" for note in self.notes]
         if self.uncounted:
             lines.append(
-                f"   {self.uncounted} of {len(self.runs)} runs DO NOT COUNT: the swarm used more than 80 % of its core"
+                f"   {self.uncounted} of {len(self.runs)} runs DO NOT COUNT: the load used more than 80 % of its core"
             )
         lines.append(
             f"   meanwhile other work used {self.foreign_cores:.2f} cores, the host {self.steal_percent:.1f} %; "
             f"{self.seconds:.0f} s"
         )
         for bar in self.bars:
-            verdict = "met" if bar.met else "MISSED"
-            if quick and bar.by_time:
-                verdict = "not judged in a quick run"
-            lines.append(f"   bar: {bar.text}: {verdict}")
+            lines.append(f"   bar: {bar.text}: {bar.verdict(quick=quick)}")
         lines += [f"   FAULT: {fault}" for fault in self.faults]
         lines += [f"   BEHIND: {fault}" for fault in self.behind]
         return "\n".join(lines)

@@ -6,6 +6,7 @@
 Files are never changed afterwards. Whoever names one may say its path, or any part of its name that fits one file only.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -39,18 +40,23 @@ class Results(Struct):
 
     @classmethod
     def read(cls, path: Path) -> "Results":
+        """A line that can't be read is left out, and said so: a run may have been cut off while it wrote."""
         decoder = msgspec.json.Decoder(MachineLine | ScenarioLine)
         machine: Machine | None = None
         scenarios = {}
         try:
-            for line in path.read_bytes().splitlines():
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise BenchError(f"{path}: {error}") from None
+        for number, line in enumerate(lines, 1):
+            try:
                 match decoder.decode(line):
                     case MachineLine(found):
                         machine = found
                     case scenario:
                         scenarios[scenario.outcome.name] = scenario
-        except (OSError, msgspec.DecodeError) as error:
-            raise BenchError(f"{path}: {error}") from None
+            except msgspec.DecodeError as error:
+                print(f"bench: {path}, line {number}, is left out: {error}", file=sys.stderr)
         if machine is None:
             raise BenchError(f"{path}: it does not say on what machine it was measured")
         return cls(path, machine, scenarios)
@@ -86,7 +92,12 @@ def find(name: str, folder: Path = FOLDER) -> Path:
 
 def newest(folder: Path = FOLDER) -> list[Results]:
     """Of every scenario the newest outcome, measured in full if there is one; by file, the newest file first."""
-    files = [Results.read(path) for path in sorted(folder.glob("*.jsonl"), reverse=True)]
+    files = []
+    for path in sorted(folder.glob("*.jsonl"), reverse=True):
+        try:
+            files.append(Results.read(path))
+        except BenchError as error:
+            print(f"bench: left out: {error}", file=sys.stderr)
     chosen: dict[str, Results] = {}
     for quick in (False, True):
         for file in files:

@@ -19,11 +19,22 @@ from bench.load.servers import Server
 from bench.load.setting import Cpus
 from bench.outcome import BenchError
 
-__all__ = ["SWARM_MOST", "Run", "Swarm"]
+__all__ = ["Run", "Swarm"]
 
 READY_TIMEOUT_S: Final = 150
 END_TIMEOUT_S: Final = 10
-SWARM_MOST: Final = 0.8  #: of its core; beyond, it may have been the swarm that was measured
+#: What an operation of each mode is.
+UNITS: Final = {
+    "heartbeats": "beats answered",
+    "handshakes": "newcomers",
+    "idle": "beats answered",
+    "fanout": "deliveries",
+    "sync": "changes on a screen",
+    "storm": "clients back",
+    "pulse": "beats answered",
+    "churn": "clients back",
+    "messages": "messages read",
+}
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,16 +91,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     begin_ns: int = 0  #: of a storm, by the monotonic clock: the first was cut
     begun_ns: int = 0  #: everybody was cut, and had asked for a new connection
     back_ns: int = 0  #: the last one was back
+    beside: float = 0.0  #: of the load's core that its other processes used meanwhile; who has several says so
 
     @property
-    def swarm_share(self) -> float:
-        """Of its core that the swarm needed: one that polls uses all of it, and needs it when it has work."""
-        return self.swarm_busy if self.spin else self.swarm_cpu
+    def load_share(self) -> float:
+        """Of its core that the load needed: a swarm that polls uses all of it, and needs it when it has work."""
+        return (self.swarm_busy if self.spin else self.swarm_cpu) + self.beside
 
     @property
-    def counts(self) -> bool:
-        """False when the swarm may have been the limit."""
-        return self.swarm_share <= SWARM_MOST
+    def unit(self) -> str:
+        """What was counted."""
+        return UNITS[self.mode]
 
     @property
     def us_per_operation(self) -> float:
@@ -177,6 +189,11 @@ class Swarm:
         """A run starts; its result must be fetched before the next one. `freeze` is for sync: how many readers."""
         self._server.begin_load()
         self._say(f"run {amount} {warmup_s} {payload_bytes or freeze} {pace_ms}")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def use(self, mode: str, active: int = 0) -> None:
         """The same links in another mode; of the publishers `active` publish."""

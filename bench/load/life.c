@@ -1,6 +1,7 @@
-/* What a crowd does besides beating: it comes and goes (churn), and its users write to each other (messages).
+/* What is due at its moment: a crowd comes and goes (churn), its users write to each other (messages), and somebody
+ * beats beside what others do: is he still answered? (pulse)
  *
- * Both are open loops: operation k is due at begin + k / rate whatever the server does, and its latency counts from
+ * All are open loops: operation k is due at begin + k / rate whatever the server does, and its latency counts from
  * when it was due, not from when it was begun.
  *
  * churn: a tenth of the links is away at any time. Operation k takes the next link of the crowd away, by a goodbye and
@@ -9,6 +10,9 @@
  *
  * messages: operation k sends a message that holds its moment and its number, with an `id`, from link k to another one;
  * it has arrived when that link reads it, and must be acknowledged as delivered to one session.
+ *
+ * pulse: operation k is a heartbeat of link k % links, however many of its beats wait for their answers, which come in
+ * order. Only a link with OUTSTANDING of them sends no more; what is due is late then, and counts as late.
  */
 #define _GNU_SOURCE
 #include "swarm.h"
@@ -210,7 +214,7 @@ static bool messages_busy(void)
     return read_count < sent || acked < sent;
 }
 
-static void messages_ready(struct link *link)
+static void nothing_ready(struct link *link)
 {
     (void)link;
 }
@@ -227,7 +231,58 @@ const struct mode messages_mode = {
     .turn = messages_turn,
     .frame = messages_frame,
     .busy = messages_busy,
-    .ready = messages_ready,
+    .ready = nothing_ready,
     .window = window,
     .report = messages_report,
+};
+
+/* ---- pulse */
+
+enum { OUTSTANDING = 256 }; /* beats of one link: they fit into its socket, so that none is refused */
+
+static void pulse_start(double amount, uint32_t bytes)
+{
+    (void)amount, (void)bytes;
+    begin();
+    for (uint32_t i = 0; i < link_count; i++)
+        links[i].mark = 0; /* answers */
+}
+
+static void pulse_turn(uint64_t now)
+{
+    for (; due(next) <= now; next++) {
+        struct link *link = &links[next % link_count];
+        if (link->phase != READY || next / link_count - link->mark >= OUTSTANDING)
+            return;
+        note_late(due(next));
+        link_say(link, "heartbeat", "");
+    }
+}
+
+static void pulse_frame(struct link *link, const struct frame *frame)
+{
+    if (frame->kind != HEARTBEAT_ACK)
+        return;
+    arrived(due(link->mark++ * link_count + link->index));
+    counters.operations++;
+    counters.frames++;
+}
+
+static bool pulse_busy(void)
+{
+    uint64_t answers = 0;
+    for (uint32_t i = 0; i < link_count; i++)
+        answers += links[i].mark;
+    return answers < next;
+}
+
+const struct mode pulse_mode = {
+    .name = "pulse",
+    .start = pulse_start,
+    .turn = pulse_turn,
+    .frame = pulse_frame,
+    .busy = pulse_busy,
+    .ready = nothing_ready,
+    .window = window,
+    .report = report_latency,
 };

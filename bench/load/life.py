@@ -7,7 +7,8 @@ import msgspec
 
 from bench.load import procfs
 from bench.load.driver import Run, Swarm
-from bench.load.pairs import COMMON, SPIN, add_bar, complaints, counted, record
+from bench.load.pairs import COMMON, SPIN, complaints
+from bench.load.rule import add_bar, counted, record
 from bench.load.servers import API_KEY, Server, real
 from bench.load.setting import Setting
 from bench.load.tokens import user_names, write_tokens
@@ -16,6 +17,7 @@ from bench.outcome import Bar, Outcome
 __all__ = ["churn", "messages"]
 
 MESSAGE_BAR_MS: Final = 100
+CHURN_BAR_MS: Final = 50
 #: What is left of a session that came back elsewhere goes when its grace would have ended: sooner than a run does.
 GRACE_S: Final = 4
 ASKED_AT_ONCE: Final = 1000  #: users of one query
@@ -34,7 +36,8 @@ def churn(setting: Setting) -> Outcome:
         f"{clients} present users, every tenth a host whom all see; {rate} a second come back and as many leave, by a "
         f"goodbye and by a reset, open loop; {repetitions} runs of {seconds} s; "
         f"presence.disconnect_grace {GRACE_S}, {COMMON}",
-        ["run", "back a second", "µs CPU each", "entries told", "p50 ms", "p99", "max", "cores", "swarm busy", "PSS"],
+        ["run", "back a second", "µs CPU each", "entries told", "p50 ms", "p99", "max", "cores", "load busy", "PSS"],
+        latency_bar_ms=CHURN_BAR_MS,
     )
     names = [f"kol_{i:04}" if i % 10 == 0 else name for i, name in enumerate(user_names(clients))]
     tokens = write_tokens(setting.directory / "churn", names)
@@ -55,7 +58,7 @@ def churn(setting: Setting) -> Outcome:
                     [
                         *(str(number + 1), f"{run.operations / run.seconds:.0f}", f"{run.us_per_operation:.0f}"),
                         *(f"{run.entries:,}", f"{run.p50_ms:.1f}", f"{run.p99_ms:.1f}", f"{run.max_ms:.1f}"),
-                        *(f"{run.server_cpu_ns / 1e9 / run.seconds:.2f}", f"{run.swarm_busy:.2f}"),
+                        *(f"{run.server_cpu_ns / 1e9 / run.seconds:.2f}", f"{run.load_share:.2f}"),
                         f"{memory[-1] / 1e6:.2f} MB",
                     ]
                 )
@@ -71,7 +74,8 @@ def churn(setting: Setting) -> Outcome:
                    [run.us_per_operation for run in counting])  # fmt: skip
     outcome.figure("due until back, p99", "ms", [run.p99_ms for run in counting])
     percent = 100 * (memory[-1] - memory[1]) / memory[1]
-    add_bar(outcome, "back within 50 ms at p99 (here {})", [run.p99_ms for run in counting], lambda p99: p99 < 50)
+    add_bar(outcome, f"back within {CHURN_BAR_MS} ms at p99 (here {{}})", [run.p99_ms for run in counting],
+            lambda p99: p99 < CHURN_BAR_MS)  # fmt: skip
     outcome.bars.append(
         Bar(f"no growth of the worker from run 2 to the last: under {GROWTH_BAR_PERCENT:.0f} % (here {percent:+.1f} %)",
             percent < GROWTH_BAR_PERCENT)
@@ -100,31 +104,33 @@ def _is_online(server: Server, names: list[str]) -> dict[str, bool]:
 
 def messages(setting: Setting) -> Outcome:
     users, rates = setting.size(2000, 50), (1000,) if setting.quick else (1000, 10_000, 20_000)
-    repetitions, seconds, warmup_s = setting.size(3, 1), setting.seconds(5.0, 1.0), setting.seconds(1.0, 0.2)
+    repetitions, seconds, warmup_s = setting.size(5, 1), setting.seconds(4.0, 1.0), setting.seconds(1.0, 0.2)
     outcome = Outcome(
         "messages",
         "How soon does a message from one user to another arrive, and what does it cost with its ack?",
         "TLS, a real network, several workers; messages of more than 40 characters",
         f"{users} present users who write to each other, open loop; {repetitions} runs of {seconds} s a rate; {COMMON}",
-        ["messages a second", "µs CPU each", "p50 ms", "p99", "p99.9", "max", "cores", "swarm busy"],
+        ["messages a second", "µs CPU each", "p50 ms", "p99", "p99.9", "max", "cores", "load busy"],
+        latency_bar_ms=MESSAGE_BAR_MS,
     )
     tokens = write_tokens(setting.directory / "messages", user_names(users))
     with real(setting, {}) as ours:
         for rate in rates:
+            name = f"{rate:,} messages a second"
             setting.progress.expect(repetitions)
             options = ["--present", "--rate", str(rate), SPIN]
             with Swarm("messages", ours, setting.cpus, connections=users, tokens=tokens, options=options) as swarm:
                 runs = [
-                    record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s)) for _ in range(repetitions)
+                    record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s), name)
+                    for _ in range(repetitions)
                 ]
-            name = f"{rate:,} messages a second"
             counting = counted(setting, runs)
             run = sorted(runs, key=lambda run: run.p99_ms)[len(runs) // 2]
             outcome.rows.append(
                 [
                     *(f"{rate:,}", f"{run.us_per_operation:.1f}"),
                     *(f"{ms:.2f}" for ms in (run.p50_ms, run.p99_ms, run.p999_ms, run.max_ms)),
-                    *(f"{run.server_cpu_ns / 1e9 / run.seconds:.2f}", f"{run.swarm_busy:.2f}"),
+                    *(f"{run.server_cpu_ns / 1e9 / run.seconds:.2f}", f"{run.load_share:.2f}"),
                 ]
             )
             for run in runs:

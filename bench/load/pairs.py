@@ -1,21 +1,19 @@
 """Runs kept, counted and told in pairs: one at the real server, one at its neighbour, a moment apart, by turns.
 
-The machine drifts by a third within minutes; a ratio taken within a pair hardly does. A run in which the swarm needed
-more than 80 % of its core does not count, and neither does its pair: it may have been the swarm that was measured. To
-keep below, both sides are given the same pace where full speed would be too much (`find_pace`). Quick runs, which are
-not about speed, all count.
+The machine drifts by a third within minutes; a ratio taken within a pair hardly does. A pair counts when both its runs
+do (`rule.py`). So that they do, both sides are given the same pace where full speed would be too much (`find_pace`).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
-from bench.load.driver import Run, Swarm
-from bench.load.sampler import STEP_S
+from bench.load.driver import Run
+from bench.load.rule import LOAD_AIM, counts, record
 from bench.load.servers import LIMITS_OFF, Server, limit, real
 from bench.load.setting import Setting
-from bench.outcome import Bar, Outcome
+from bench.outcome import Outcome
 
 __all__ = [
     "COMMON",
@@ -23,21 +21,16 @@ __all__ = [
     "SILENCE",
     "SPIN",
     "Pairs",
-    "add_bar",
     "alternate",
     "both",
     "complaints",
-    "counted",
     "find_pace",
-    "record",
 ]
 
 SPIN: Final = "--spin"
 COMMON: Final = f"limits.rate and limits.burst {LIMITS_OFF['FASTPRESENCE_LIMITS_RATE']}"
 SILENCE: Final = "observers may be silent for an hour"
-COST_COLUMNS: Final = ("server", "µs CPU best", "median", "worst", "a second", "swarm busy")
-#: Of a swarm that is given a pace: so far below the most that a slow moment of the machine does not spoil the run.
-SWARM_AIM: Final = 0.62
+COST_COLUMNS: Final = ("server", "µs CPU best", "median", "worst", "a second", "load busy")
 
 
 @contextlib.contextmanager
@@ -47,46 +40,19 @@ def both(setting: Setting, settings: dict[str, str]) -> Iterator[tuple[Server, S
         yield ours, theirs
 
 
-def record(setting: Setting, outcome: Outcome, server: Server, run: Run) -> Run:
-    """Keep a run: its figures in the file, its faults in the outcome, what the report draws of it."""
-    kept = {name: value for name, value in run.as_dict().items() if name not in ("histogram", "slices", "sample")}
-    outcome.runs.append({"server": server.name, "counts": run.counts, **kept})
-    outcome.faults += [f"{server.name}: {fault}" for fault in run.faults()]
-    if not run.counts and not setting.quick:
-        outcome.uncounted += 1
-    if run.slices:
-        speeds = [operations / run.slice_s for operations in run.slices]
-        outcome.add_series(f"{server.name}, {run.mode}", "operations a second", run.slice_s, speeds)
-    if server.sampler is not None:
-        outcome.add_series(server.name, "MB resident", STEP_S, [each / 1e6 for each in server.sampler.take()])
-    setting.progress.ran()
-    return run
-
-
-def counted(setting: Setting, runs: Sequence[Run]) -> list[Run]:
-    """Those in which the server was measured, not the swarm."""
-    return [run for run in runs if run.counts or setting.quick]
-
-
 def complaints(outcome: Outcome, server: Server) -> None:
     lines = server.complaints()
     if lines:
         outcome.notes.append(f"the server logged {len(lines)} lines, the first: {lines[0][:160]}")
 
 
-def add_bar(outcome: Outcome, text: str, values: Sequence[float], met: Callable[[float], bool]) -> None:
-    """A bar on a median, which takes the place of `{}` in the text. Without one run that counts it is missed."""
-    if values:
-        outcome.bars.append(Bar(text.format(f"{median(values):,.2f}"), met(median(values))))
-    else:
-        outcome.bars.append(Bar(text.format("not one run that counts"), met=False))
-
-
-Sides = tuple[tuple[Server, Swarm], tuple[Server, Swarm]]
+#: Whoever drives: a swarm, or clients here.
+Driver = TypeVar("Driver")
+Sides = tuple[tuple[Server, Driver], tuple[Server, Driver]]
 
 
 def find_pace(
-    setting: Setting, outcome: Outcome, sides: Sides, operations: int, measure: Callable[[Swarm, float], Run]
+    setting: Setting, outcome: Outcome, sides: Sides[Driver], operations: int, measure: Callable[[Driver, float], Run]
 ) -> float:
     """Milliseconds between two rounds of so many `operations` that leave the swarm time to spare; 0: no need.
 
@@ -95,41 +61,48 @@ def find_pace(
     if setting.quick:
         return 0.0
     runs = [measure(swarm, 0.0) for _, swarm in sides]
-    if all(run.swarm_share <= SWARM_AIM for run in runs):
+    if all(run.load_share <= LOAD_AIM for run in runs):
         return 0.0
-    most = min(run.operations / run.seconds / max(0.01, run.swarm_share) for run in runs)
-    pace_ms = 1000 * operations / (SWARM_AIM * most)
+    most = min(run.operations / run.seconds / max(0.01, run.load_share) for run in runs)
+    pace_ms = 1000 * operations / (LOAD_AIM * most)
     outcome.notes.append(
         f"a round of {operations} every {pace_ms:.2f} ms at either server: at full speed the swarm, not a server, "
-        f"would be the limit (it needed {', '.join(f'{run.swarm_share:.2f}' for run in runs)} of its core)"
+        f"would be the limit (it needed {', '.join(f'{run.load_share:.2f}' for run in runs)} of its core)"
     )
     return pace_ms
 
 
-def alternate(setting: Setting, outcome: Outcome, sides: Sides, pairs: int, measure: Callable[[Swarm], Run]) -> "Pairs":
+def alternate(
+    setting: Setting,
+    outcome: Outcome,
+    sides: Sides[Driver],
+    pairs: int,
+    measure: Callable[[Driver], Run],
+    question: str = "",
+) -> "Pairs":
     """`pairs` times `measure` on either side, ours first and the other first by turns."""
-    runs = Pairs(quick=setting.quick)
+    runs = Pairs(setting)
     setting.progress.expect(2 * pairs)
     for i in range(pairs):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
             server, swarm = sides[which]
-            (runs.limit if which else runs.ours).append(record(setting, outcome, server, measure(swarm)))
+            (runs.limit if which else runs.ours).append(record(setting, outcome, server, measure(swarm), question))
     return runs
 
 
 class Pairs:
     """Runs by pair, and their ratios."""
 
-    def __init__(self, *, quick: bool) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.ours: list[Run] = []
         self.limit: list[Run] = []
-        self._quick = quick
+        self._setting = setting
 
     def that_count(self) -> list[tuple[Run, Run]]:
         return [
             (ours, theirs)
             for ours, theirs in zip(self.ours, self.limit, strict=True)
-            if self._quick or (ours.counts and theirs.counts)
+            if counts(self._setting, max(ours.load_share, theirs.load_share))
         ]
 
     def ratios(self) -> list[float]:
@@ -144,7 +117,7 @@ class Pairs:
         rows = []
         for name, runs in zip(names, (self.ours, self.limit), strict=True):
             costs = [run.us_per_operation for run in runs]
-            busy = max(run.swarm_busy for run in runs)
+            busy = max(run.load_share for run in runs)
             rate = median(run.operations / run.seconds for run in runs)
             rows.append(
                 [name, f"{min(costs):.2f}", f"{median(costs):.2f}", f"{max(costs):.2f}", f"{rate:,.0f}", f"{busy:.2f}"]
@@ -157,7 +130,7 @@ class Pairs:
             return f"{what}: not one pair counts"
         return f"{what}: median of {len(ratios)} pairs {median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
-    def figures(self, outcome: Outcome, what: str, unit: str = "µs CPU") -> None:
+    def figures(self, outcome: Outcome, what: str, beside: str = "C") -> None:
         """The two figures of a cost: what it is, and how many times the other's."""
-        outcome.figure(what, unit, self.costs())
-        outcome.figure(f"{what}, beside C", "times", self.ratios())
+        outcome.figure(what, "µs CPU", self.costs())
+        outcome.figure(f"{what}, beside {beside}", "times", self.ratios())

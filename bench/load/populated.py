@@ -6,8 +6,9 @@ sockets, is what any client meets.
 
     it prints                                     it reads
     {"port": P}
-                                                  change COUNT BATCH      COUNT changes, BATCH before each flush
-    {"cpu_ns": ..., "changed": {user: status}}
+                                                  change COUNT BATCH PACE COUNT changes, BATCH before each flush,
+                                                                          flushes at least PACE ms apart
+    {"cpu_ns": ..., "seconds": ..., "changed": {user: status}}
                                                   stalls                  how long the longest turn of the loop took
     {"turn_ms": ..., "turn_own_ms": ...}          since the last time: by the wall clock, and without the time
                                                   that the kernel says it waited for a CPU
@@ -67,13 +68,15 @@ class Populated:
         self.turn_ns = self.turn_own_ns = 0
         self._turned_ns = self._turned_waited_ns = 0
 
-    async def change(self, count: int, batch: int) -> dict[str, object]:
+    async def change(self, count: int, batch: int, pace_ms: float) -> dict[str, object]:
         """`count` users change, one after the other in no order, each to a status that it did not have."""
         service, flusher, engine = self.worker.service, self.worker.flusher, self.worker.engine
         changed: dict[str, str] = {}
         await asyncio.sleep(0.05)
-        before = time.process_time_ns()
-        for _ in range(0, count, batch):
+        before, began = time.process_time_ns(), self._loop.time()
+        for number in range(0, count, batch):
+            if pace_ms:
+                await asyncio.sleep(began + number / batch * pace_ms / 1000 - self._loop.time())
             now = self.worker.now()
             for _ in range(batch):
                 session = self._random.choice(self.sessions)
@@ -85,9 +88,9 @@ class Populated:
             await asyncio.sleep(WINDOW_MS / 1000)
             while engine.flush_running or flusher.told != service.version:
                 await asyncio.sleep(WINDOW_MS / 1000)  # a long flush: the next changes would travel together
-        cpu_ns = time.process_time_ns() - before
+        cpu_ns, seconds = time.process_time_ns() - before, self._loop.time() - began
         await asyncio.sleep(0.05)
-        return {"cpu_ns": cpu_ns, "changed": changed}
+        return {"cpu_ns": cpu_ns, "seconds": seconds, "changed": changed}
 
     def watch_turns(self) -> None:
         """Runs in every turn of the loop: the time since the last one is what a turn took."""
@@ -125,7 +128,8 @@ async def serve(users: int, user_type: str, *, watch_turns: bool) -> None:
     while line := await reader.readline():
         word, *numbers = line.decode().split()
         if word == "change":
-            _print(await populated.change(*map(int, numbers)))
+            count, batch, pace_ms = numbers
+            _print(await populated.change(int(count), int(batch), float(pace_ms)))
         elif word == "stalls":
             _print(populated.stalls())
         else:

@@ -10,10 +10,13 @@ from functools import partial
 from statistics import median
 from typing import Final
 
-from bench.fit import line, power
+from msgspec import structs
+
+from bench.fit import along, line, power
 from bench.load import procfs
-from bench.load.driver import Swarm
-from bench.load.pairs import COMMON, SILENCE, SPIN, complaints, counted, record
+from bench.load.driver import Run, Swarm
+from bench.load.pairs import COMMON, SILENCE, SPIN, complaints
+from bench.load.rule import COUNTED_LEAST, LOAD_AIM, Share, counted, keep, record
 from bench.load.servers import LONG_SILENCE, real
 from bench.load.setting import Setting
 from bench.load.tokens import host_names, token, user_names, write_tokens
@@ -25,9 +28,7 @@ __all__ = ["scale"]
 ONE_PROCESS: Final = 10_000  #: connections of one swarm; what is more comes from others
 RESERVED: Final = 500  #: descriptors that are no client's
 WATCHED: Final = 20
-#: A swarm that needs more of its core is given time: so many rounds' worth for one.
-SWARM_AIM: Final = 0.6
-PACE: Final = 1.6
+RUNS: Final = 5  #: at each size
 #: A power above that is growth that somebody should look at; the fit's own error is some hundredths.
 LINEAR_MOST: Final = 1.1
 
@@ -63,36 +64,44 @@ def _connections(setting: Setting, outcome: Outcome) -> None:
     tokens = write_tokens(setting.directory / "scale", host_names(1))
     one_process = setting.size(ONE_PROCESS, 60)
     for crowd in _crowds(setting):
-        setting.progress.expect(3)
-        with real(setting, LONG_SILENCE) as ours, contextlib.ExitStack() as more:
+        setting.progress.expect(RUNS)
+        with real(setting, LONG_SILENCE, f"{crowd:,} connections") as ours, contextlib.ExitStack() as more:
             time.sleep(0.3)
             empty, cpu = procfs.memory(ours.pid), procfs.cpu_ns(ours.pid)
             up = partial(Swarm, server=ours, cpus=setting.cpus, tokens=tokens, observer_token=token("observer", "user"))
+            others: list[int] = []  #: swarms that only listen
             swarm = more.enter_context(
                 up("fanout", connections=min(crowd, one_process), publishers=1, options=[SPIN, "--publishers-public"])
             )
             for _ in range(one_process, crowd, one_process):
                 names = user_names(min(one_process, crowd - one_process))
-                others = write_tokens(setting.directory / "scale-more", names)
-                more.enter_context(
-                    Swarm("idle", ours, setting.cpus, connections=len(names), tokens=others, options=["--period", "0"])
-                )
+                theirs = write_tokens(setting.directory / "scale-more", names)
+                options = ["--period", "0"]
+                idle = Swarm("idle", ours, setting.cpus, connections=len(names), tokens=theirs, options=options)
+                others.append(more.enter_context(idle).pid)
             coming.append((crowd, (procfs.cpu_ns(ours.pid) - cpu) / 1e6))
             time.sleep(setting.seconds(1.0, 0.1))
             memory.append((crowd, (procfs.memory(ours.pid) - empty).private_dirty / 1e6))
-            seconds, warmup_s = setting.seconds(1.5, 0.3), setting.seconds(0.5, 0.1)
-            first = swarm.run(seconds / 3, warmup_s=warmup_s)
-            pace_ms = PACE * first.round_ms if first.swarm_share > SWARM_AIM and not setting.quick else 0.0
+            first = _run(setting, swarm, others, 0.0)  # to see what the load needs
+            pace_ms = first.round_ms * _stretch(setting, first.load_share)
+            name = f"a change told to {crowd:,}"
             runs = [
-                record(setting, outcome, ours, swarm.run(seconds, warmup_s=warmup_s, pace_ms=pace_ms)) for _ in range(3)
+                record(setting, outcome, ours, _run(setting, swarm, others, pace_ms), name, drawn=False)
+                for _ in range(RUNS)
             ]
             complaints(outcome, ours)
-            runs = counted(setting, runs)
-            if runs:
-                changes.append((crowd, median(run.server_cpu_ns / 1000 / max(1, run.rounds) for run in runs)))
+            costs = [run.server_cpu_ns / 1000 / max(1, run.rounds) for run in counted(setting, runs)]
+            _point(outcome, changes, crowd, costs, name)
     _fitted(setting, outcome, "a change told to everybody", "connections", "µs CPU a change", changes, "µs")
     _fitted(setting, outcome, "a crowd comes", "connections", "ms CPU in all", coming, "ms")
     _fitted(setting, outcome, "memory of a crowd", "connections", "MB private and dirty", memory, "MB")
+
+
+def _run(setting: Setting, swarm: Swarm, others: list[int], pace_ms: float) -> Run:
+    """A run of the swarm that drives, and what the others, processes that only listen, use of its core meanwhile."""
+    beside = Share(*others)
+    run = swarm.run(setting.seconds(1.2, 0.3), warmup_s=setting.seconds(0.3, 0.1), pace_ms=pace_ms)
+    return structs.replace(run, beside=beside.now())
 
 
 def _watchers(setting: Setting, outcome: Outcome) -> None:
@@ -100,15 +109,27 @@ def _watchers(setting: Setting, outcome: Outcome) -> None:
     points: list[tuple[float, float]] = []
     with populated(setting, WATCHED, "user") as population:
         for crowd in (10, 30, 60) if setting.quick else (10, 100, 1000, 10_000):
-            setting.progress.expect(1)
+            setting.progress.expect(RUNS)
             tokens = write_tokens(setting.directory / "scale-watchers", user_names(crowd))
             options = ["--period", "0", "--watches", str(WATCHED), "--common"]
-            with Swarm("idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options):
+            with Swarm(
+                "idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options
+            ) as swarm:
                 time.sleep(setting.seconds(0.5, 0.1))
                 changes = setting.size(max(20, min(400, 100_000 // crowd)), 40)  # some seconds, whatever the crowd
-                costs = [population.ask(f"change {changes} 1")["cpu_ns"] / 1000 / changes for _ in range(3)]
-            points.append((crowd, median(costs)))
-            setting.progress.ran()
+                costs: list[float] = []
+                pace_ms = 0.0
+                for number in range(RUNS + 1):
+                    load = Share(swarm.pid)
+                    answer = population.ask(f"change {changes} 1 {pace_ms}")
+                    share = load.now(answer["seconds"])
+                    if number == 0:  # to see what the load needs
+                        pace_ms = 1000 * answer["seconds"] / changes * _stretch(setting, share)
+                        continue
+                    cost_us = answer["cpu_ns"] / 1000 / changes
+                    if keep(setting, outcome, share, {"watchers": crowd, "us": cost_us}):
+                        costs.append(cost_us)
+            _point(outcome, points, crowd, costs, f"{crowd:,} watchers")
     _fitted(setting, outcome, "a change told to who watches", "watchers of the user", "µs CPU a change", points, "µs")
 
 
@@ -117,9 +138,9 @@ def _changes(setting: Setting, outcome: Outcome) -> None:
     points: list[tuple[float, float]] = []
     observers = setting.size(1000, 50)
     tokens = write_tokens(setting.directory / "scale-hosts", host_names(100))
-    with real(setting, LONG_SILENCE) as ours:
+    with real(setting, LONG_SILENCE, f"{observers:,} observers") as ours:
         for rate in (20, 200) if setting.quick else (10, 30, 100, 300, 1000, 3000, 10_000):
-            setting.progress.expect(1)
+            setting.progress.expect(RUNS)
             with Swarm(
                 *("sync", ours, setting.cpus),
                 connections=observers,
@@ -128,15 +149,37 @@ def _changes(setting: Setting, outcome: Outcome) -> None:
                 observer_token=token("observer", "user"),
                 options=["--rate", str(rate), SPIN],
             ) as swarm:
-                run = record(setting, outcome, ours, swarm.run(setting.seconds(3.0, 0.5), warmup_s=0.3))
-            if counted(setting, [run]):
-                points.append((rate, 1000 * run.server_cpu_ns / 1e9 / run.seconds))
+                name = f"{rate:,} changes a second"
+                runs = [
+                    record(
+                        *(setting, outcome, ours),
+                        swarm.run(setting.seconds(1.0, 0.3), warmup_s=0.2),
+                        name,
+                        drawn=False,
+                    )
+                    for _ in range(RUNS)
+                ]
+            costs = [1000 * run.server_cpu_ns / 1e9 / run.seconds for run in counted(setting, runs)]
+            _point(outcome, points, rate, costs, name)
     few = [(x, y) for x, y in points if x <= 100]
     _fitted(setting, outcome, "changes, each in a frame of its own", "changes a second", "ms CPU a second",
             few if len(few) > 1 else points, "ms")  # fmt: skip
     many = [(x, y) for x, y in points if x >= 100]
     if len(many) > 1:
         _fitted(setting, outcome, "changes that travel together", "changes a second", "ms CPU a second", many, "ms")
+
+
+def _stretch(setting: Setting, share: float) -> float:
+    """How many times as long a round must take so that the load has time to spare; 0: no need."""
+    return share / LOAD_AIM if share > LOAD_AIM and not setting.quick else 0.0
+
+
+def _point(outcome: Outcome, points: list[tuple[float, float]], x: float, costs: list[float], name: str) -> None:
+    """The median of what was measured at one size, if enough of it counts."""
+    if len(costs) >= COUNTED_LEAST:
+        points.append((x, median(costs)))
+    else:
+        outcome.notes.append(f"{name}: in no fit, {len(costs)} of {RUNS} runs count")
 
 
 def _fitted(
@@ -150,9 +193,7 @@ def _fitted(
     each = fit.each * 1000 if unit in ("ms", "MB") else fit.each
     smaller = {"ms": "µs", "MB": "KB", "µs": "µs"}[unit]
     text = f"{fit.base:,.1f} {unit} + {each:,.3g} {smaller} each (R² {fit.share:.3f}), power {grows:.2f}"
-    xs = sorted({x for x, _ in points})
-    steps = [xs[0] * (xs[-1] / xs[0]) ** (step / 40) for step in range(41)]
-    outcome.curves.append(Curve(name, x, y, points, fit=[(at, fit.at(at)) for at in steps], fit_text=text))
+    outcome.curves.append(Curve(name, x, y, points, fit=along(points, fit.at), fit_text=text))
     outcome.rows += [[name, f"{at:,.0f} {x}", f"{value:,.1f} {y}"] for at, value in points]
     outcome.notes.append(f"{name}: {text}")
     outcome.figure(f"{name}, each", smaller, [each])

@@ -5,14 +5,14 @@ swarm by far, but what is measured is the server's CPU time, and the same client
 """
 
 import asyncio
-import contextlib
 import datetime
 import ipaddress
+import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import uvloop
 from cryptography import x509
@@ -22,17 +22,18 @@ from cryptography.x509.oid import NameOID
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from bench.load import procfs
-from bench.load.pairs import COMMON, SILENCE, complaints
+from bench.load.driver import Run
+from bench.load.pairs import COMMON, COST_COLUMNS, SILENCE, alternate, complaints, find_pace
+from bench.load.rule import Share
 from bench.load.servers import LONG_SILENCE, Server, real
 from bench.load.setting import Setting
 from bench.load.tokens import token
-from bench.outcome import BenchError, Outcome
+from bench.outcome import Outcome
 
 __all__ = ["tls"]
 
 TIMEOUT_S = 30.0
 PARALLEL = 32  #: handshakes of ours in progress
-ROUND_TIMEOUT_S = 5.0
 
 
 class Crowd:
@@ -43,14 +44,22 @@ class Crowd:
         self.context = context
         self.clients: list[Client] = []
         self.operations = 0
+        self.sent = 0
+        self.frame_bytes = 0
         self.errors = 0
-        self.driving = False
+        self.lost = 0
+        self.spontaneous = False  #: what is next follows what was answered: no pace
         self.bring_up_us = 0.0
+        self.memory_bytes = 0.0
         self._seen = 0
         self._changes = 0
 
     async def connect(self, clients: int) -> None:
-        before, gate = procfs.cpu_ns(self.server.pid), asyncio.Semaphore(PARALLEL)
+        empty, before, gate = (
+            procfs.memory(self.server.pid),
+            procfs.cpu_ns(self.server.pid),
+            asyncio.Semaphore(PARALLEL),
+        )
 
         async def one(number: int) -> Client:
             name = f"kol_{number:03}" if number == 0 else f"user_{number:05}"
@@ -68,38 +77,60 @@ class Crowd:
         # The host is the first: everybody's snapshot holds it, and nobody is told of it.
         self.clients = [await one(0), *await asyncio.gather(*(one(number) for number in range(1, clients + 1)))]
         self.bring_up_us = (procfs.cpu_ns(self.server.pid) - before) / 1000 / clients
+        await asyncio.sleep(0.5)
+        self.memory_bytes = (procfs.memory(self.server.pid) - empty).pss / clients
 
-    def beat(self) -> None:
+    async def leave(self) -> None:
+        for client in self.clients:
+            if client.transport is not None:
+                client.transport.send_close(WSCloseCode.OK)
+        await asyncio.sleep(0.2)
+
+    def heartbeats(self) -> None:
+        """Everybody beats; without a pace once more when it is answered."""
         for client in self.clients[1:]:
             client.say(BEAT)
 
-    def change(self) -> None:
+    def fanout(self) -> None:
+        """The host changes; without a pace once more when all have heard of it."""
         self._seen = 0
         self._changes += 1
         self.clients[0].say(BUSY if self._changes % 2 else ONLINE)
 
     def saw(self) -> None:
-        self.operations += 1
         self._seen += 1
-        if self._seen == len(self.clients) - 1 and self.driving:
-            self.change()
+        if self._seen == len(self.clients) - 1 and self.spontaneous:
+            self.fanout()
 
-    async def measure(self, begin: Callable[[], None], seconds: float, warmup_s: float) -> tuple[float, float, float]:
-        """Server CPU an operation in microseconds, operations a second, and this process's share of its core."""
-        self.driving = True
+    async def run(self, mode: str, seconds: float, warmup_s: float, pace_ms: float) -> Run:
+        """As a swarm does it: rounds `pace_ms` apart, or (0) as fast as it goes."""
+        begin = {"heartbeats": self.heartbeats, "fanout": self.fanout}[mode]
         await asyncio.to_thread(self.server.begin_load)
+        self.spontaneous = not pace_ms
+        rounds = asyncio.create_task(self._paced(begin, pace_ms / 1000))
         begin()
         await asyncio.sleep(warmup_s)
-        operations, cpu = self.operations, procfs.cpu_ns(self.server.pid)
-        began, own = time.monotonic(), time.process_time()
+        before = (self.operations, self.sent, self.frame_bytes, procfs.cpu_ns(self.server.pid))
+        began, load = time.monotonic(), Share(os.getpid())
         await asyncio.sleep(seconds)
-        operations, cpu = self.operations - operations, procfs.cpu_ns(self.server.pid) - cpu
-        elapsed, own = time.monotonic() - began, time.process_time() - own
-        self.driving = False
+        after = (self.operations, self.sent, self.frame_bytes, procfs.cpu_ns(self.server.pid))
+        share, elapsed = load.now(), time.monotonic() - began
+        self.spontaneous = False
+        rounds.cancel()
         await asyncio.sleep(0.2)  # what is in flight
-        if not operations:
-            raise BenchError(f"{self.server.name}: nothing was done")
-        return cpu / 1000 / operations, operations / elapsed, own / elapsed
+        operations, sent, frame_bytes, cpu_ns = (b - a for a, b in zip(before, after, strict=True))
+        return Run(
+            mode=mode, seconds=elapsed, operations=operations, server_cpu_ns=cpu_ns, sent=sent, frames=operations,
+            frame_bytes=frame_bytes, entries=operations if mode == "fanout" else 0, compressed=0, errors=self.errors,
+            lost=self.lost, unfinished=False, swarm_cpu=share, swarm_busy=share,
+        )  # fmt: skip
+
+    async def _paced(self, begin: Callable[[], None], pace_s: float) -> None:
+        due = time.monotonic()
+        while pace_s:
+            due += pace_s
+            await asyncio.sleep(due - time.monotonic())
+            begin()
 
 
 BEAT = b'{"type":"heartbeat"}'
@@ -115,6 +146,7 @@ class Client(WSListener):
 
     def say(self, payload: bytes) -> None:
         if self.transport is not None:
+            self.crowd.sent += 1
             self.transport.send(WSMsgType.TEXT, payload)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -123,21 +155,26 @@ class Client(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.transport = None
-        self.crowd.errors += 1
+        self.crowd.lost += 1
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         said = frame.get_payload_as_bytes()
         if b'"type":"user_online_status"' in said:
             if b'"full":true' not in said:
+                self._counts(said)
                 self.crowd.saw()
         elif b'"type":"heartbeat_ack"' in said:
-            self.crowd.operations += 1
-            if self.crowd.driving:
+            self._counts(said)
+            if self.crowd.spontaneous:
                 self.say(BEAT)
         elif b'"type":"ack"' in said and not self.ready.done():
             self.ready.set_result(None)
         elif b'"type":"error"' in said:
             self.crowd.errors += 1
+
+    def _counts(self, said: bytes) -> None:
+        self.crowd.operations += 1
+        self.crowd.frame_bytes += len(said) + (2 if len(said) < 126 else 4)
 
 
 def tls(setting: Setting) -> Outcome:
@@ -148,78 +185,37 @@ def tls(setting: Setting) -> Outcome:
         "What does TLS cost the server: a heartbeat and its answer, a delivery, a newcomer, a connection's memory?",
         "a real network, handshakes that resume a session; clients are Python, so rates are theirs",
         f"{clients} present users and a host, TLS 1.3, ECDSA P-256; {pairs} pairs of {seconds} s; {COMMON}, {SILENCE}",
-        ["server CPU, µs", "best", "median", "worst", "a second", "client busy"],
+        list(COST_COLUMNS),
     )
     cert, key = certificate(setting.directory)
     paths = {"FASTPRESENCE_SERVER_TLS_CERT": str(cert), "FASTPRESENCE_SERVER_TLS_KEY": str(key)}
     with (
-        real(setting, LONG_SILENCE) as plain,
-        real(setting, LONG_SILENCE | paths) as secure,
+        real(setting, LONG_SILENCE | paths, "TLS") as secure,
+        real(setting, LONG_SILENCE, "plain") as plain,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
     ):
-        uvloop.run(_measure(outcome, plain, secure, clients, pairs, seconds, warmup_s))
-        complaints(outcome, plain)
-        complaints(outcome, secure)
-    return outcome
-
-
-async def _measure(
-    outcome: Outcome, plain: Server, secure: Server, clients: int, pairs: int, seconds: float, warmup_s: float
-) -> None:
-    async with _crowd(outcome, plain, None, clients) as bare, _crowd(outcome, secure, _trust(), clients) as veiled:
-        for name, what in (("heartbeat and answer", Crowd.beat), ("delivery", Crowd.change)):
-            runs: tuple[list[tuple[float, float, float]], ...] = ([], [])
-            for i in range(pairs):
-                for which in (i % 2, 1 - i % 2):
-                    crowd = (bare, veiled)[which]
-                    figures = await crowd.measure(lambda c=crowd, w=what: w(c), seconds, warmup_s)  # type: ignore[misc]
-                    runs[which].append(figures)
-                    outcome.runs.append(
-                        {"server": ("plain", "TLS")[which], "what": name, "us": figures[0], "a_second": figures[1]}
-                    )
-            for which, label in enumerate(("plain", "TLS")):
-                costs = [cost for cost, _, _ in runs[which]]
-                rate, busy = median(rate for _, rate, _ in runs[which]), max(busy for _, _, busy in runs[which])
-                outcome.rows.append(
-                    [
-                        f"{name}, {label}",
-                        *(f"{cost:.2f}" for cost in (min(costs), median(costs), max(costs))),
-                        *(f"{rate:,.0f}", f"{busy:.2f}"),
-                    ]
-                )
-            ratios = sorted(t[0] / p[0] for p, t in zip(*runs, strict=True))
-            outcome.figure(f"{name} over TLS", "µs CPU", [cost for cost, _, _ in runs[1]])
-            outcome.figure(f"{name} over TLS, beside plain", "times", ratios)
+        veiled, bare = Crowd(secure, _trust()), Crowd(plain, None)
+        for crowd in (veiled, bare):
+            loop.run(crowd.connect(clients))
             outcome.notes.append(
-                f"{name}: TLS / plain: median of {pairs} pairs {median(ratios):.2f} "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                f"{crowd.server.name}: {crowd.memory_bytes / 1000:.1f} KB of user memory a connection, a newcomer "
+                f"{crowd.bring_up_us:.0f} µs, once"
             )
-        outcome.notes.append(
-            f"a newcomer, once each: {bare.bring_up_us:.0f} µs plain, {veiled.bring_up_us:.0f} µs over TLS"
-        )
-        for crowd in (bare, veiled):
-            if crowd.errors:
-                outcome.faults.append(f"{crowd.server.name}: {crowd.errors} errors or lost connections")
+        sides = ((secure, veiled), (plain, bare))
+        for name, mode in (("a heartbeat and its answer", "heartbeats"), ("a delivery", "fanout")):
 
+            def measure(crowd: Crowd, pace_ms: float, mode: str = mode) -> Run:
+                return loop.run(crowd.run(mode, seconds, warmup_s, pace_ms))
 
-@contextlib.asynccontextmanager
-async def _crowd(
-    outcome: Outcome, server: Server, context: ssl.SSLContext | None, clients: int
-) -> AsyncIterator[Crowd]:
-    crowd = Crowd(server, context)
-    empty = procfs.memory(server.pid)
-    try:
-        await crowd.connect(clients)
-        await asyncio.sleep(0.5)
-        growth = procfs.memory(server.pid) - empty
-        outcome.notes.append(
-            f"{'plain' if context is None else 'TLS'}: {growth.pss / clients / 1000:.1f} KB of user memory a connection"
-        )
-        yield crowd
-    finally:
-        for client in crowd.clients:
-            if client.transport is not None:
-                client.transport.send_close(WSCloseCode.OK)
-        await asyncio.sleep(0.2)
+            pace_ms = find_pace(setting, outcome, sides, clients, measure)
+            runs = alternate(setting, outcome, sides, pairs, partial(measure, pace_ms=pace_ms), name)
+            outcome.rows += runs.rows((f"{name}, TLS", f"{name}, plain"))
+            outcome.notes.append(runs.note(f"{name}, TLS / plain"))
+            runs.figures(outcome, f"{name} over TLS", "plain")
+        for crowd in (veiled, bare):
+            loop.run(crowd.leave())
+            complaints(outcome, crowd.server)
+    return outcome
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:

@@ -104,7 +104,7 @@ def limit(setting: Setting) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def real(setting: Setting, settings: Mapping[str, str]) -> Iterator[Server]:
+def real(setting: Setting, settings: Mapping[str, str], name: str = "fastpresence") -> Iterator[Server]:
     """fastpresence with one worker, no database, and `settings` (environment variables) on top."""
     cpus, directory = setting.cpus, setting.directory
     env = {name: value for name, value in os.environ.items() if not name.startswith("FASTPRESENCE_")}
@@ -131,7 +131,7 @@ def real(setting: Setting, settings: Mapping[str, str]) -> Iterator[Server]:
         procfs.pin(process.pid, cpus.swarm)
         port, worker = _wait_until_up(process, log, secure="FASTPRESENCE_SERVER_TLS_CERT" in settings)
         procfs.pin(worker, cpus.server)
-        server = Server("fastpresence", port, worker, is_real=True, log=log, sampler=Sampler(worker))
+        server = Server(name, port, worker, is_real=True, log=log, sampler=Sampler(worker))
         with server.sampled(), setting.observe(server) if setting.observe else contextlib.nullcontext():
             yield server
     finally:

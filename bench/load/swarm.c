@@ -393,7 +393,7 @@ static void parse(int argc, char **argv)
         die("this mode needs --publishers");
     if (mode == &sync_mode && (!options.real || options.rate <= 0))
         die("this mode needs --real and --rate");
-    if ((mode == &churn_mode || mode == &messages_mode) && options.rate <= 0)
+    if ((mode == &churn_mode || mode == &messages_mode || mode == &pulse_mode) && options.rate <= 0)
         die("this mode needs --rate");
     options.active = options.publishers;
     options.publishers_public |= options.distinct;

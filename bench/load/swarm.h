@@ -4,8 +4,8 @@
  *   wire.c    links: connect, upgrade, frames out and in, the careful end
  *   decode.c  what a frame of the server says; each distinct frame is read once         inflate.c  compressed ones
  *   dialect.c the same four words (join, say, beat, hear) as other servers want them said
- *   modes.c   heartbeats, handshakes, idle     fanout.c  fanout     sync.c  sync     storm.c  storm, pulse
- *   life.c    churn, messages
+ *   modes.c   heartbeats, handshakes, idle     fanout.c  fanout     sync.c  sync     storm.c  storm
+ *   life.c    churn, messages, pulse
  *
  * One thread, no locks. Every failure that would make a figure wrong ends the process with one line that says so.
  */

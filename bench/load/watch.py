@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -13,11 +14,11 @@ import msgspec
 import uvloop
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from bench.fit import power
+from bench.fit import along, line, power
 from bench.load import procfs
 from bench.load.driver import Swarm
-from bench.load.pairs import add_bar
 from bench.load.populated import name_of
+from bench.load.rule import Share, add_bar, keep
 from bench.load.sampler import Sampler
 from bench.load.servers import Server, end
 from bench.load.setting import Setting
@@ -132,29 +133,40 @@ def watchers(setting: Setting) -> Outcome:
     costs: dict[int, list[float]] = {crowd: [] for crowd in crowds}
     with populated(setting, users, "user") as population:
         setting.progress.expect(repetitions * len(crowds))
-        population.ask(f"change {changes} {CHANGES_A_FLUSH}")  # to warm up
+        population.ask(f"change {changes} {CHANGES_A_FLUSH} 0")  # to warm up
         for _ in range(repetitions):
             for crowd in crowds:
                 tokens = write_tokens(setting.directory / "watchers", user_names(crowd))
                 options = ["--period", "0", "--watches", str(WATCHES)]
-                with Swarm("idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options):
+                with Swarm(
+                    "idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options
+                ) as swarm:
                     time.sleep(setting.seconds(0.5, 0.1))
-                    answer = population.ask(f"change {changes} {CHANGES_A_FLUSH}")
-                costs[crowd].append(answer["cpu_ns"] / 1000 / changes)
-                outcome.runs.append({"crowd": crowd, "us": costs[crowd][-1]})
-                setting.progress.ran()
+                    load = Share(swarm.pid)
+                    answer = population.ask(f"change {changes} {CHANGES_A_FLUSH} 0")
+                    share = load.now(answer["seconds"])
+                cost_us = answer["cpu_ns"] / 1000 / changes
+                if keep(setting, outcome, share, {"crowd": crowd, "us": cost_us}):
+                    costs[crowd].append(cost_us)
         uvloop.run(_hears_exactly(outcome, population, users, many, changes))
-    for crowd, some in costs.items():
+    measured = {crowd: some for crowd, some in costs.items() if some}
+    for crowd, some in measured.items():
         outcome.rows.append([f"{crowd:,}", f"{min(some):.2f}", f"{median(some):.2f}", f"{max(some):.2f}"])
         outcome.figure(f"a change while {crowd:,} watch others", "µs CPU", some)
-    points = [(float(crowd), median(some)) for crowd, some in costs.items()]
-    outcome.curves.append(
-        Curve("a change, by how many watch others", "connections that watch others", "µs CPU a change", points,
-              fit_text=f"grows with the power {power(points):.3f} of the crowd")
-    )  # fmt: skip
-    best = [min(some) for some in costs.values()]  # the least disturbed run: what a change costs when nobody interferes
+    points = [(float(crowd), median(some)) for crowd, some in measured.items()]
+    if len(points) > 1:
+        fit = line(points)
+        text = f"{fit.base:.2f} µs + {1000 * fit.each:.3g} ns each, power {power(points):.3f}"
+        outcome.curves.append(
+            Curve("a change, by how many watch others", "connections that watch others", "µs CPU a change", points,
+                  fit=along(points, fit.at), fit_text=text)
+        )  # fmt: skip
+    best = [
+        min(some) for some in measured.values()
+    ]  # the least disturbed run: what a change costs without interference
     add_bar(outcome, f"flat within a factor {FLAT_BAR}, the best of {repetitions} runs each (here {{}})",
-            [max(best) / min(best)], lambda factor: factor <= FLAT_BAR)  # fmt: skip
+            [max(best) / min(best)] if best else [], lambda factor: factor <= FLAT_BAR,
+            runs=min(map(len, costs.values())))  # fmt: skip
     return outcome
 
 
@@ -165,7 +177,7 @@ async def _hears_exactly(outcome: Outcome, population: Population, users: int, m
     reader.transport.send(WSMsgType.TEXT, msgspec.json.encode({"type": "subscribe", "user_ids": sorted(mine)}))
     await asyncio.wait_for(reader.whole, TIMEOUT_S)
     reader.frames.clear()
-    answer = await asyncio.to_thread(population.ask, f"change {changes} {CHANGES_A_FLUSH}")
+    answer = await asyncio.to_thread(population.ask, f"change {changes} {CHANGES_A_FLUSH} 0")
     await asyncio.sleep(0.5)
     told: dict[str, str] = {}
     entries = 0
@@ -193,7 +205,16 @@ def snapshot(setting: Setting) -> Outcome:
         "A newcomer is told of 100,000 public users: how soon, in what pieces, and does anybody else wait for it?",
         "TLS, a real network, a slow reader; the client is Python and only keeps what it gets",
         f"{users:,} public users in one worker; {repetitions} newcomers one after the other, then {at_once} at once",
-        ["newcomers", "all told, s", "frames", "MB", "entries a frame, most", "longest turn, ms", "its own"],
+        [
+            "newcomers",
+            "all told, s",
+            "frames",
+            "MB",
+            "entries a frame, most",
+            "longest turn, ms",
+            "its own",
+            "load busy",
+        ],
     )
     times: list[float] = []
     turns: list[float] = []
@@ -201,29 +222,34 @@ def snapshot(setting: Setting) -> Outcome:
         setting.progress.expect(repetitions + 1)
         uvloop.run(_read_all(setting, outcome, population, users, 1))  # to warm up
         outcome.rows.clear()
+        outcome.runs.clear()
+        outcome.uncounted = 0
         for _ in range(repetitions):
-            seconds, turn_ms = uvloop.run(_read_all(setting, outcome, population, users, 1))
-            times.append(seconds)
-            turns.append(turn_ms)
-        seconds, turn_ms = uvloop.run(_read_all(setting, outcome, population, users, at_once))
+            seconds, turn_ms, counts = uvloop.run(_read_all(setting, outcome, population, users, 1))
+            if counts:
+                times.append(seconds)
+                turns.append(turn_ms)
+        seconds, _, counts = uvloop.run(_read_all(setting, outcome, population, users, at_once))
     outcome.figure("a snapshot", "s", times)
     outcome.figure("the longest turn of the loop meanwhile", "ms", turns)
-    outcome.figure(f"{at_once} snapshots at once", "s", [seconds])
+    outcome.figure(f"{at_once} snapshots at once", "s", [seconds] if counts else [])
     add_bar(outcome, f"under {SNAPSHOT_BAR_S:.0f} s in all (here {{}})", times, lambda s: s < SNAPSHOT_BAR_S)
-    add_bar(outcome, f"no turn of the loop over {STALL_BAR_MS:.0f} ms, median of {repetitions} newcomers (here {{}})",
+    add_bar(outcome, f"no turn of the loop over {STALL_BAR_MS:.0f} ms, median of {len(turns)} newcomers (here {{}})",
             turns, lambda ms: ms <= STALL_BAR_MS)  # fmt: skip
     return outcome
 
 
 async def _read_all(
     setting: Setting, outcome: Outcome, population: Population, users: int, newcomers: int
-) -> tuple[float, float]:
-    """Seconds until each has all, and the longest turn of the worker's loop meanwhile, without waits for a CPU."""
+) -> tuple[float, float, bool]:
+    """Seconds until each has all, the longest turn of the worker's loop meanwhile, without waits for a CPU, and whether
+    it counts: the clients are here."""
     await asyncio.sleep(0.2)
     await asyncio.to_thread(population.ask, "stalls")
-    begin = time.monotonic_ns()
+    begin, load = time.monotonic_ns(), Share(os.getpid())
     readers = await asyncio.gather(*(_open(population.server, public=True) for _ in range(newcomers)))
     await asyncio.gather(*(asyncio.wait_for(reader.whole, TIMEOUT_S) for reader in readers))
+    share = load.now()
     seconds = (max(reader.frames[-1][0] for reader in readers) - begin) / 1e9
     stalls = await asyncio.to_thread(population.ask, "stalls")
     pages = readers[0].entries()
@@ -231,17 +257,17 @@ async def _read_all(
     megabytes = sum(len(said) for _, said in readers[0].frames) / 1e6
     outcome.rows.append(
         [str(newcomers), f"{seconds:.3f}", str(len(pages)), f"{megabytes:.1f}", str(most),
-         f"{stalls['turn_ms']:.2f}", f"{stalls['turn_own_ms']:.2f}"]
+         f"{stalls['turn_ms']:.2f}", f"{stalls['turn_own_ms']:.2f}", f"{share:.2f}"]
     )  # fmt: skip
-    outcome.runs.append({"newcomers": newcomers, "seconds": seconds, "frames": len(pages), **stalls})
+    told = {"newcomers": newcomers, "seconds": seconds, "frames": len(pages), **stalls}
+    counts = keep(setting, outcome, share, told)
     for reader in readers:
-        told = [entry["user_id"] for page in reader.entries() for entry in page]
-        if len(told) != users or len(set(told)) != users:
-            outcome.faults.append(f"{len(told)} entries of {len(set(told))} users, not {users}")
+        named = [entry["user_id"] for page in reader.entries() for entry in page]
+        if len(named) != users or len(set(named)) != users:
+            outcome.faults.append(f"{len(named)} entries of {len(set(named))} users, not {users}")
         if reader.transport is not None:
             reader.transport.send_close(WSCloseCode.OK)
     if most > PAGE:
         outcome.faults.append(f"a frame of {most} entries")
     await asyncio.sleep(0.1)
-    setting.progress.ran()
-    return seconds, float(stalls["turn_own_ms"])
+    return seconds, float(stalls["turn_own_ms"]), counts

@@ -11,9 +11,25 @@ from bench.outcome import BenchError, Curve, Outcome, Ranking, Series
 
 __all__ = ["charts"]
 
-#: Inches, and dots to the inch: readable in a page, not larger than a page.
+#: Inches, and dots to the inch: readable in a page, not larger than a page; twice as many dots as a page has.
 SIZE: Final = (7.6, 3.6)
-DPI: Final = 110
+DPI: Final = 160
+LOOK: Final[Any] = {  # rcParams
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+}
+#: The unit of memory's series, which are not of a question.
+MEMORY: Final = "MB resident"
+#: Values that far apart want a logarithmic axis.
+WIDE: Final = 20
 #: Line widths of a screen; more than so many points of one series are joined to their mean.
 POINTS_MAX: Final = 800
 #: Of the histogram, in one step of a distribution: 64 make a doubling.
@@ -27,39 +43,53 @@ TICKS: Final = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 def charts(outcome: Outcome) -> dict[str, bytes]:
     """PNG images by name. Raises BenchError when matplotlib is not there."""
     made: dict[str, bytes] = {}
+
+    def add(name: str, draw: Callable[..., None], *what: object) -> None:
+        made[name] = _drawn(lambda axes: draw(axes, *what))
+
     if outcome.histograms:
-        made["latency-distribution"] = _drawn(lambda axes: _distribution(axes, outcome.histograms))
-        made["latency-percentiles"] = _drawn(lambda axes: _percentiles(axes, outcome.histograms))
-    for what, unit in (("throughput", "operations a second"), ("memory", "MB resident")):
-        series = [each for each in outcome.series if each.unit == unit]
-        if series:
-            made[what] = _drawn(lambda axes, s=series, u=unit: _over_time(axes, s, u))  # type: ignore[misc]
+        add("latency-percentiles", _percentiles, outcome.histograms, outcome.latency_bar_ms)
+        add("latency-distribution", _distribution, outcome.histograms)
+    asked = list(dict.fromkeys((series.unit, series.question) for series in outcome.series))
+    for number, (unit, question) in enumerate(sorted(asked, key=lambda pair: pair[0] == MEMORY)):
+        series = [each for each in outcome.series if (each.unit, each.question) == (unit, question)]
+        add("memory" if unit == MEMORY else f"throughput-{number + 1}", _over_time, series, unit, question)
     for number, curve in enumerate(outcome.curves):
-        made[f"curve-{number + 1}"] = _drawn(lambda axes, c=curve: _curve(axes, c))  # type: ignore[misc]
+        add(f"curve-{number + 1}", _curve, curve)
     for number, ranking in enumerate(outcome.rankings):
-        made[f"ranking-{number + 1}"] = _drawn(lambda axes, r=ranking: _ranking(axes, r))  # type: ignore[misc]
+        add(f"ranking-{number + 1}", _ranking, ranking)
     return made
 
 
 def _drawn(draw: Callable[[Any], None]) -> bytes:
     os.environ.setdefault("MPLBACKEND", "Agg")  # no screen is needed
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         raise BenchError("the report needs matplotlib: pip install -e '.[bench]'") from None
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.grid(visible=True, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    names = len(axes.get_legend_handles_labels()[0])
-    if names > NAMES_MAX:
-        axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    elif names:
-        axes.legend(fontsize="small", frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
+    with rc_context(LOOK):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        names = len(axes.get_legend_handles_labels()[0])
+        if names > NAMES_MAX:
+            axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        elif names > 1:
+            axes.legend()
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=DPI)
     return image.getvalue()
+
+
+def _plain(axes: Any, *which: str) -> None:
+    """Numbers on these axes as people write them, logarithmic ones too."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (getattr(axes, f"{name}axis") for name in which):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        if axis.get_scale() == "log":
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _distribution(axes: Any, histograms: dict[str, Histogram]) -> None:
@@ -81,47 +111,83 @@ def _distribution(axes: Any, histograms: dict[str, Histogram]) -> None:
         axes.step(times, values, where="mid", label=f"{name} ({total:,})")
     axes.set_xscale("log")
     _from_zero(axes)
-    axes.set(xlabel="milliseconds", ylabel="% of all in a doubling")
+    _plain(axes, "x", "y")
+    axes.set(title="latency, how often", xlabel="milliseconds", ylabel="% of all in a doubling")
 
 
-def _percentiles(axes: Any, histograms: dict[str, Histogram]) -> None:
+def _percentiles(axes: Any, histograms: dict[str, Histogram], bar_ms: float | None) -> None:
     """As HdrHistogram draws it: the further to the right, the rarer."""
     for name, histogram in histograms.items():
         points = [(1 / (1 - share), value / 1e6) for share, value in histogram.percentiles() if share < 1]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name)
+        axes.plot([x for x, _ in points], [y for _, y in points], label=f"{name} ({histogram.count:,})")
+    if bar_ms is not None:
+        _bar(axes, bar_ms, f"bar: {bar_ms:g} ms at 99 %")
     axes.set_xscale("log")
     most = max(histogram.count for histogram in histograms.values())
     ticks = [share for share in TICKS if 1 / (1 - share) <= most]
     axes.set_xticks([1 / (1 - share) for share in ticks], [f"{100 * share:g} %" for share in ticks])
-    _from_zero(axes)
-    axes.set(xlabel="percentile", ylabel="milliseconds")
+    axes.set_xticks([], minor=True)
+    middles = [max(1, histogram.at(0.5)) for histogram in histograms.values()]
+    if max(middles) / min(middles) >= WIDE:
+        axes.set_yscale("log")
+    else:
+        _from_zero(axes)
+    _plain(axes, "y")
+    axes.set(title="latency by percentile", xlabel="share of all that is no slower", ylabel="milliseconds")
 
 
-def _over_time(axes: Any, series: Sequence[Series], unit: str) -> None:
+def _over_time(axes: Any, series: Sequence[Series], unit: str, question: str) -> None:
     for each in series:
         joined = max(1, -(-len(each.values) // POINTS_MAX))
         chunks = [each.values[at : at + joined] for at in range(0, len(each.values), joined)]
         times = [at * joined * each.step_s for at in range(len(chunks))]
         axes.plot(times, [sum(chunk) / len(chunk) for chunk in chunks], label=each.name, linewidth=1)
     _from_zero(axes)
-    axes.set(xlabel="seconds of measurement, runs put end to end", ylabel=unit)
+    _plain(axes, "y")
+    if unit == MEMORY:
+        axes.set(title="memory", xlabel="seconds since each server's start", ylabel=unit)
+    else:
+        axes.set(title=question or "throughput", xlabel="seconds of measurement, runs end to end", ylabel=unit)
 
 
 def _from_zero(axes: Any) -> None:
     axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1.0)
 
 
+def _bar(axes: Any, at: float, text: str) -> None:
+    """A bar of the project, across the chart."""
+    axes.axhline(at, color="tab:red", linewidth=1, linestyle=":")
+    axes.annotate(text, (1, at), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                  ha="right", color="tab:red", fontsize="small")  # fmt: skip
+
+
 def _curve(axes: Any, curve: Curve) -> None:
-    axes.plot([x for x, _ in curve.points], [y for _, y in curve.points], "o", label="measured")
-    if curve.fit:
-        axes.plot([x for x, _ in curve.fit], [y for _, y in curve.fit], "--", label=curve.fit_text or "fit")
+    every = sorted([*curve.points, *curve.uncounted])
+    xs, ys = [x for x, _ in every], [y for _, y in every]
     if curve.limit is not None:
-        axes.axhline(curve.limit, color="tab:red", linewidth=1, label=f"bar: {curve.limit:g}")
-    xs = [x for x, _ in curve.points]
-    if min(xs) > 0 and max(xs) / min(xs) >= 20:
+        axes.plot(xs, ys, "-", color="tab:blue", linewidth=1, alpha=0.5)
+        _bar(axes, curve.limit, f"bar: {curve.limit:g}")
+        within = [x for x, y in every if y < curve.limit]
+        if within and len(within) < len(every):
+            axes.axvspan(min(xs), max(within), color="tab:green", alpha=0.08, label=f"holds up to {max(within):,.0f}")
+    axes.plot([x for x, _ in curve.points], [y for _, y in curve.points], "o", color="tab:blue", label="measured")
+    if curve.uncounted:
+        axes.plot([x for x, _ in curve.uncounted], [y for _, y in curve.uncounted], "o", color="tab:blue",
+                  markerfacecolor="white", label="does not count: the load was at its limit")  # fmt: skip
+    if curve.fit:
+        axes.plot([x for x, _ in curve.fit], [y for _, y in curve.fit], "--", color="tab:orange",
+                  label=curve.fit_text or "fit")  # fmt: skip
+    wide_x, wide_y = (min(of) > 0 and max(of) / min(of) >= WIDE for of in (xs, ys))
+    if wide_x:
         axes.set_xscale("log")
-    _from_zero(axes)
-    axes.set(title=curve.name, xlabel=curve.x_label, ylabel=curve.y_label)
+    if wide_x and wide_y:
+        axes.set_yscale("log")
+    else:
+        _from_zero(axes)
+    _plain(axes, "x", "y")
+    axes.set(
+        title=f"{curve.name}\n{curve.text}" if curve.text else curve.name, xlabel=curve.x_label, ylabel=curve.y_label
+    )
 
 
 def _ranking(axes: Any, ranking: Ranking) -> None:
@@ -130,4 +196,6 @@ def _ranking(axes: Any, ranking: Ranking) -> None:
     bars = axes.barh(names, [ranking.values[name] for name in names], color=colors)
     axes.bar_label(bars, fmt="{:,.4g}", fontsize="small", padding=3)
     axes.set_xlim(0, 1.15 * max(ranking.values.values()))
-    axes.set(title=ranking.name, xlabel=ranking.unit)
+    axes.grid(visible=False, axis="y")
+    _plain(axes, "x")
+    axes.set(title=ranking.name, xlabel=f"{ranking.unit}; less is better")

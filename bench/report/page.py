@@ -23,6 +23,7 @@ table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; display: 
 td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } th { color: #666; font-weight: 600 }
 .met { color: #17703a } .missed { color: #b3261e; font-weight: 600 } .quick { color: #777 }
+.flame { width: min(1400px, 96vw); margin: 1rem 0 1rem 50%; transform: translateX(-50%); overflow-x: auto }
 .small { color: #666; font-size: .85rem } img { max-width: 100%; height: auto } nav a { margin-right: .8rem }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: .8rem } summary { cursor: pointer; color: #666 }
 """
@@ -62,9 +63,8 @@ def _summary(lines: dict[str, tuple[Results, ScenarioLine]]) -> str:
     rows = []
     for name, (_, line) in lines.items():
         for bar in line.outcome.bars:
-            judged = not (line.quick and bar.by_time)
-            mark = ("met" if bar.met else "missed") if judged else "quick"
-            word = {"met": "met", "missed": "MISSED", "quick": "not judged in a quick run"}[mark]
+            word = bar.verdict(quick=line.quick)
+            mark = {"met": "met", "not judged in a quick run": "quick"}.get(word, "missed")
             rows.append([f'<a href="#{escape(name)}">{escape(name)}</a>', escape(bar.text),
                          f'<span class={mark}>{word}</span>'])  # fmt: skip
         rows += [
@@ -84,7 +84,7 @@ def _section(machine: Machine, line: ScenarioLine, images: dict[str, bytes]) -> 
         f"{'; <b>a quick run: no figure means anything</b>' if line.quick else ''}</p>",
     ]
     if outcome.uncounted:
-        parts.append(f"<p class=missed>{outcome.uncounted} runs do not count: the swarm was at its own limit.</p>")
+        parts.append(f"<p class=missed>{outcome.uncounted} runs do not count: the load was at its own limit.</p>")
     if outcome.rows:
         parts.append(_table(outcome.columns, [[escape(cell) for cell in row] for row in outcome.rows]))
     if outcome.figures:
@@ -96,6 +96,8 @@ def _section(machine: Machine, line: ScenarioLine, images: dict[str, bytes]) -> 
         parts.append(_table(["figure", "median", "unit", "spread", "runs", ""], figures))
     if outcome.histograms:
         parts.append(_latencies(outcome.histograms))
+    if outcome.flame:
+        parts.append(f"<figure class=flame>{outcome.flame}</figure>")
     parts += [_picture(f"{outcome.name}, {what}", image) for what, image in images.items()]
     parts.append("<ul class=small>" + "".join(f"<li>{escape(note)}</li>" for note in outcome.notes) + "</ul>")
     for name, histogram in outcome.histograms.items():

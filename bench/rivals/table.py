@@ -17,7 +17,8 @@ from typing import Final
 
 from bench.load import procfs
 from bench.load.driver import Run, Swarm
-from bench.load.pairs import COMMON, SPIN, add_bar, counted, record
+from bench.load.pairs import COMMON, SPIN
+from bench.load.rule import add_bar, counted, counts, record
 from bench.load.servers import LONG_SILENCE, Server, limit, real
 from bench.load.setting import Setting
 from bench.load.tokens import host_names, user_names, write_tokens
@@ -92,11 +93,10 @@ def rivals(setting: Setting) -> Outcome:
             for each in contestants if number % 2 == 0 else reversed(contestants):
                 for question in each.questions:
                     run = _run(each, question, warmup_s, lengths[question])
-                    if not run.counts and not setting.quick:
+                    if not counts(setting, run.load_share):
                         _give_pace(each, question, run)  # and once more: the machine is slower than it was
                         run = _run(each, question, warmup_s, lengths[question])
-                    each.runs[question].append(record(setting, outcome, each.server, run))
-                    outcome.runs[-1]["question"] = question
+                    each.runs[question].append(record(setting, outcome, each.server, run, question))
     _tell(setting, outcome, {each.name: each for each in contestants})
     return outcome
 
@@ -151,7 +151,7 @@ def _give_pace(each: Contestant, question: str, run: Run) -> None:
     """So much time for a round that the swarm has some to spare."""
     done = run.operations if question == "echo" else run.entries
     everybody = each.connections * max(1, QUESTIONS[question][1])
-    least_ms = 1000 * everybody * run.swarm_share * run.seconds / max(1, done) / BUSY_AIM
+    least_ms = 1000 * everybody * run.load_share * run.seconds / max(1, done) / BUSY_AIM
     each.pace_ms[question] = max(least_ms, 1.2 * each.pace_ms.get(question, 0.0))
 
 
@@ -170,7 +170,7 @@ def _calibrate(setting: Setting, contestants: list[Contestant], seconds: float, 
             if run.entries and question == "many":
                 of_a_round_s = each.connections * HOSTS / run.entries * run.seconds
                 each.seconds[question] = max(each.seconds[question], min(SLOWEST_S, 2 * of_a_round_s))
-            if run.swarm_share > BUSY_MOST and not setting.quick:
+            if run.load_share > BUSY_MOST and not setting.quick:
                 _give_pace(each, question, run)
     return lengths
 
@@ -188,7 +188,7 @@ def _tell(setting: Setting, outcome: Outcome, contestants: dict[str, Contestant]
                 cells += ["-", "-"]
             else:
                 ratio = _ratio(setting, each, limit_, question)
-                cells += [f"{medians[name][question]:.2f}", f"{ratio[0]:.2f}" if ratio else "-"]
+                cells += [f"{medians[name][question]:.2f}", f"{median(ratio):.2f}" if ratio else "-"]
             if question == "many":
                 joined = median(run.entries / max(1, run.frames) for run in each.runs["many"])
                 cells += [f"{1e6 / medians[name]['many']:,.0f}" if "many" in medians[name] else "-", f"{joined:.1f}"]
@@ -206,19 +206,17 @@ def _tell(setting: Setting, outcome: Outcome, contestants: dict[str, Contestant]
 
 
 def _ratio(setting: Setting, one: Contestant, other: Contestant, question: str) -> list[float]:
-    """Median of one's cost over the other's, round by round; empty when no round counts."""
+    """One's cost over the other's, round by round, of those that count."""
     pairs = [
         (a, b)
         for a, b in zip(one.runs[question], other.runs[question], strict=True)
-        if setting.quick or (a.counts and b.counts)
+        if counts(setting, max(a.load_share, b.load_share))
     ]
-    if not pairs:
-        return []
 
     def cost(run: Run) -> float:
         return run.server_cpu_ns / max(1, run.operations if question == "echo" else run.entries)
 
-    return [median(cost(a) / cost(b) for a, b in pairs)]
+    return [cost(a) / cost(b) for a, b in pairs]
 
 
 def _losses(medians: dict[str, dict[str, float]], contestants: dict[str, Contestant]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.fit import line, power
+from bench.fit import along, line, power
 
 
 @given(st.floats(0, 1e3), st.floats(1e-3, 1e3))
@@ -23,6 +23,12 @@ def test_what_is_flat_has_the_power_zero() -> None:
     points = [(10.0, 5.0), (1000.0, 5.0)]
     assert power(points) == pytest.approx(0)
     assert line(points).each == pytest.approx(0)
+
+
+def test_a_fit_is_drawn_from_the_first_point_to_the_last() -> None:
+    drawn = along([(10.0, 1.0), (1000.0, 2.0), (100.0, 3.0)], lambda x: 2 * x)
+    assert drawn[0] == pytest.approx((10, 20))
+    assert drawn[-1] == pytest.approx((1000, 2000))
 
 
 def test_a_small_point_counts_as_much_as_a_large_one() -> None:

@@ -51,6 +51,22 @@ def test_a_file_is_found_by_a_part_of_its_name_if_only_one_has_it(tmp_path: Path
         find("xyz", tmp_path)
 
 
+def test_a_line_that_was_cut_off_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = kept(tmp_path, "1", outcome("fanout", 1.0), outcome("idle", 1.0)).path
+    path.write_bytes(path.read_bytes()[:-20])
+    assert list(Results.read(path).scenarios) == ["fanout"]
+    assert f"{path}, line 3, is left out" in capsys.readouterr().err
+
+
+def test_a_file_without_its_machine_is_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, "1", outcome("fanout", 1.0))
+    (tmp_path / "2.jsonl").write_text('{"kind": "machine"')
+    assert [list(results.scenarios) for results in newest(tmp_path)] == [["fanout"]]
+    assert "2.jsonl: it does not say on what machine" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_results_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"kind": "machine"}\n')
     with pytest.raises(BenchError, match=r"broken\.jsonl"):
