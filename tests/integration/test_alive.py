@@ -345,7 +345,7 @@ def test_a_drain_tells_everybody_closes_with_1012_and_refuses_newcomers_with_503
     async def story() -> None:
         async with Clients(server) as clients:
             token = server.token("user_1")
-            crowd: list[Client] = [await clients.connect(fresh("user"), public=False) for _ in range(20)]
+            crowd: list[Client] = [await clients.connect(fresh("user"), public=False) for _ in range(5)]
             async with RawClient.upgraded(server, "user_2") as stubborn:  # answers no close: the drain waits for it
                 server.signal(signal.SIGTERM)
                 for client in crowd:

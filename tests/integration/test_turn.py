@@ -4,9 +4,11 @@ The worker's clock runs ahead of the true one when a test says so: nobody waits 
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from fastpresence._native.framing import CLOSE, TEXT, Frame, Stream, build_masked
 from fastpresence.presence.sessions import Now
+from fastpresence.worker.drain import drain
 from tests.support.world import DEADLINE_S, World
 
 KEY = b"mask"
@@ -169,5 +172,86 @@ def test_a_worker_knows_the_connections_of_a_user_as_long_as_they_are_open(world
         assert known() == {"two": 1}
         other.socket.close()
         await until(lambda: not known())
+
+    world.run(story())
+
+
+# The drain.
+
+
+def test_a_drain_of_a_worker_without_clients_is_over_at_once(world: Ahead) -> None:
+    world.run(drain(world.worker, 3600))
+
+
+def test_clients_are_given_moments_spread_over_the_drain_and_newcomers_get_503_meanwhile(world: Ahead) -> None:
+    async def story() -> None:
+        clients = [await Client(world).open(f"user_{number}", "&public=0") for number in range(40)]
+        draining = asyncio.create_task(drain(world.worker, 3600))
+        after_ms = [(await client.told("draining"))["reconnect_after_ms"] for client in clients]
+        assert min(after_ms) > 0.04 * 3_600_000  # they have time to hear of it, and newcomers too
+        assert 0.75 * 3_600_000 < max(after_ms) <= 0.8 * 3_600_000
+        steps = [later - sooner for sooner, later in itertools.pairwise(sorted(after_ms))]
+        assert max(steps) < 2 * min(steps)
+        with await world.connect() as late:
+            await world.loop.sock_sendall(late, world.request("late", "user"))
+            head = await world.loop.sock_recv(late, 65_536)
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: " in head
+        await clients[0].say(type="heartbeat", id=1)
+        await clients[0].told("heartbeat_ack")  # its moment has not come
+        for client in clients:
+            client.socket.close()
+        await draining  # nobody is left: over at once
+
+    world.run(story())
+
+
+def test_a_few_clients_do_not_make_a_drain_as_long_as_it_may_be(world: Ahead) -> None:
+    async def story() -> None:
+        clients = [await Client(world).open(f"user_{number}", "&public=0") for number in range(2)]
+        draining = asyncio.create_task(drain(world.worker, 3600))
+        first, second = [(await client.told("draining"))["reconnect_after_ms"] for client in clients]
+        assert 0.09 * 3_600_000 < max(first, second) <= 0.1 * 3_600_000
+        draining.cancel()
+
+    world.run(story())
+
+
+@pytest.mark.parametrize("drain_time", [0, 1])
+def test_everybody_is_closed_with_1012_before_a_drain_is_over(world: Ahead, drain_time: float) -> None:
+    async def story() -> None:
+        clients = [await Client(world).open(f"user_{number}") for number in range(30)]
+        draining = asyncio.create_task(drain(world.worker, drain_time))
+        for client in clients:
+            assert (await client.told("draining"))["reconnect_after_ms"] <= drain_time * 800
+        for client in clients:
+            assert await client.ended() == 1012
+            client.socket.close()
+        await draining
+        assert not world.worker.peers
+        assert not world.stat("connections")
+
+    world.run(story())
+
+
+def test_a_crowd_is_told_of_the_drain_some_in_a_turn(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[drain.__module__], "SLICE_S", 0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def story() -> None:
+        clients = [await Client(world).open(f"user_{number}", "&public=0") for number in range(30)]
+        counting = asyncio.create_task(count())
+        draining = asyncio.create_task(drain(world.worker, 0))
+        while world.worker.peers:
+            await asyncio.sleep(0)
+        assert turns >= 2 * len(clients)  # a turn for each, to be told and to be closed
+        counting.cancel()
+        draining.cancel()
 
     world.run(story())
