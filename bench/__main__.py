@@ -1,17 +1,18 @@
 """`python -m bench`: list, run, compare, report, rivals, scale, profile, guard.
 
 Exit code 0 when every bar asked about is met, 1 when one is missed, a result is wrong or a comparison got worse, 2 for
-bad usage or when nothing could be measured. A quick run judges right and wrong, not speed.
+bad usage or when nothing could be measured or compared. A quick run judges right and wrong, not speed.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -29,8 +30,11 @@ from bench.progress import Progress
 from bench.report.page import write
 from bench.results import FOLDER, Results, Writer, find, newest
 from bench.rivals.table import hints, rivals
+from bench.sources import need_fresh_build
 
-SCENARIOS: Final[dict[str, tuple[Callable[[Setting], Outcome], str]]] = {
+Scenario = Callable[[Setting], Outcome]
+
+SCENARIOS: Final[dict[str, tuple[Scenario, str]]] = {
     "sync": (crowd.sync, "the headline: change to screen, 2,000 observers at 100 a second, 5,000 at 10; the knee"),
     "updates": (crowd.updates, "up to 20,000 changes a second, 1,000 observers: right, soon, few frames"),
     "heartbeats": (scenarios.heartbeats, "a heartbeat and its answer, beside a bare echo in C"),
@@ -65,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     comparing = commands.add_parser("compare", help="what got better or worse beyond the noise")
     comparing.add_argument("old", metavar="OLD", help="a results file, or a part of its name")
     comparing.add_argument("new", metavar="NEW")
+    comparing.add_argument("--anyway", action="store_true", help="ratios at least, also of two machines")
     beside = commands.add_parser("rivals", help="run rivals: one table of ratios, and where fastpresence loses")
     beside.add_argument("--install-hints", action="store_true", help="how to get each rival, and which are here")
     beside.add_argument("--quick", action="store_true", help="seconds, small: does it work")
@@ -73,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     profiling = commands.add_parser("profile", help="a flame graph of the worker, and its CPU by stage")
     profiling.add_argument("name", metavar="SCENARIO", choices=list(SCENARIOS))
     profiling.add_argument("--quick", action="store_true", help="seconds, small: does it work")
-    guarding = commands.add_parser("guard", help="instructions of fixed hot paths, beside the merge base")
+    guarding = commands.add_parser("guard", help="instructions of fixed hot paths, beside what this was made from")
     guarding.add_argument("--base", metavar="REVISION", help="instead of the merge base with origin/main")
     reporting = commands.add_parser(
         "report", help="one HTML file of the newest outcome of every scenario, and PNG files"
@@ -91,9 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if given.command == "compare":
             old, new = (Results.read(find(name, given.results)) for name in (given.old, given.new))
-            lines, worse = compare(old, new)
+            lines, code = compare(old, new, anyway=given.anyway)
             print("\n".join(lines))
-            return int(worse)
+            return code
         if given.command == "guard":
             return guard(given.base)
         if given.command == "report":
@@ -104,42 +109,49 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "rivals" and given.install_hints:
             print("\n".join(hints()))
             return 0
-        if given.command in ("rivals", "scale"):
-            return measure([given.command], quick=given.quick, folder=given.results)
         if given.command == "profile":
             return profile(given.name, quick=given.quick, folder=given.results)
-        names = list(SCENARIOS) if "all" in given.names else list(dict.fromkeys(given.names))
-        return measure(names, quick=given.quick, folder=given.results)
+        names = given.names if given.command == "run" else [given.command]
+        chosen = {name: SCENARIOS[name] for name in (SCENARIOS if "all" in names else names)}
+        with beside_server() as cpus:
+            return measure(chosen, cpus, quick=given.quick, folder=given.results)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
 
 
-def measure(names: list[str], *, quick: bool, folder: Path) -> int:
+@contextlib.contextmanager
+def beside_server() -> Iterator[Cpus]:
+    """What is started meanwhile is what the sources say, and runs on the swarm's CPU until it is pinned elsewhere."""
+    need_fresh_build()
     allowed, cpus = os.sched_getaffinity(0), Cpus.allowed()
-    machine = Machine.here(len(allowed))
-    print(machine.text(), flush=True)
     if cpus.server == cpus.swarm:
         print("only one CPU: server and swarm share it, the figures say little")
-    outcomes: list[Outcome] = []
-    progress, writer = Progress(), Writer(machine, folder)
     try:
-        os.sched_setaffinity(0, {cpus.swarm})  # and so everything started from here, until it is pinned elsewhere
-        with progress.shown(len(names)):
-            for name in names:
-                progress.scenario(name)
-                try:
-                    outcome = run_one(SCENARIOS[name][0], cpus, quick=quick, progress=progress)
-                except Exception as error:  # whatever it was: the others are still worth having
-                    if not isinstance(error, BenchError):
-                        traceback.print_exc()
-                    outcome = Outcome.failure(name, SCENARIOS[name][1], error)
-                progress.ended()
-                outcomes.append(outcome)
-                writer.write(outcome, quick=quick)
-                print(outcome.text(quick=quick), flush=True)
+        os.sched_setaffinity(0, {cpus.swarm})
+        yield cpus
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def measure(chosen: Mapping[str, tuple[Scenario, str]], cpus: Cpus, *, quick: bool, folder: Path) -> int:
+    machine = Machine.here(cpus)
+    print(machine.text(), flush=True)
+    outcomes: list[Outcome] = []
+    progress, writer = Progress(), Writer(machine, folder)
+    with progress.shown(len(chosen)):
+        for name, (scenario, question) in chosen.items():
+            progress.scenario(name)
+            try:
+                outcome = run_one(scenario, cpus, quick=quick, progress=progress)
+            except Exception as error:  # whatever it was: the others are still worth having
+                if not isinstance(error, BenchError):
+                    traceback.print_exc()
+                outcome = Outcome.failure(name, question, error)
+            progress.ended()
+            outcomes.append(outcome)
+            writer.write(outcome, quick=quick)
+            print(outcome.text(quick=quick), flush=True)
     print(f"kept in {writer.path}")
     if all(outcome.failed for outcome in outcomes):
         return 2
@@ -148,13 +160,10 @@ def measure(names: list[str], *, quick: bool, folder: Path) -> int:
 
 def profile(name: str, *, quick: bool, folder: Path) -> int:
     """Run a scenario with the profiler beside it; what it saw is kept, the scenario's own figures are not."""
-    allowed, cpus = os.sched_getaffinity(0), Cpus.allowed()
-    profiler, writer = Profiler(name, folder), Writer(Machine.here(len(allowed)), folder)
-    try:
-        os.sched_setaffinity(0, {cpus.swarm})
+    profiler = Profiler(name, folder)
+    with beside_server() as cpus:
+        writer = Writer(Machine.here(cpus), folder)
         seen = run_one(SCENARIOS[name][0], cpus, quick=quick, progress=Progress(), observe=profiler.observe)
-    finally:
-        os.sched_setaffinity(0, allowed)
     outcome = profiler.outcome(seen)
     writer.write(outcome, quick=quick)
     print(outcome.text(quick=quick), f"kept in {writer.path}", sep="\n")

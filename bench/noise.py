@@ -1,31 +1,16 @@
-"""What can be said of repeated measurements on a machine that is never quite quiet: median, spread, better or worse."""
+"""What can be said of repeated measurements on a machine that is never quite quiet: spread, chance, many at once."""
 
-import itertools
 import math
+import operator
 from collections.abc import Sequence
-from enum import StrEnum
-from statistics import median, quantiles
+from itertools import accumulate
+from statistics import fmean, median, quantiles, variance
 from typing import Final
 
-__all__ = ["Verdict", "chance", "judge", "spread"]
+__all__ = ["REPETITIONS", "chance", "holm", "spread"]
 
-#: A difference that chance explains more often than that is none.
-CHANCE: Final = 0.05
-#: A difference smaller than that is of no interest, however sure it is.
-LEAST: Final = 0.03
-#: With fewer repetitions chance can't be told: then the ranges must be apart, and by at least so much.
-REPETITIONS: Final = 4
-LEAST_OF_FEW: Final = 0.10
-#: Arrangements that are tried out one by one; beyond, the normal distribution is close enough.
-EXACT_MAX: Final = 20_000
-
-
-class Verdict(StrEnum):
-    """What became of a figure."""
-
-    BETTER = "better"
-    WORSE = "WORSE"
-    SAME = "same within the noise"
+#: With fewer, nothing tells a difference from noise.
+REPETITIONS: Final = 3
 
 
 def spread(values: Sequence[float]) -> float:
@@ -37,37 +22,45 @@ def spread(values: Sequence[float]) -> float:
     return (high - low) / 2 / abs(middle) if middle else 0.0
 
 
-def chance(a: Sequence[float], b: Sequence[float]) -> float:
-    """How often two samples of one distribution differ as much as these (Mann and Whitney, 1947; two-sided)."""
-    n, m = len(a), len(b)
-    ranks = _ranks([*a, *b])
-    middle = n * (n + m + 1) / 2
-    off = abs(sum(ranks[:n]) - middle)
-    if math.comb(n + m, n) <= EXACT_MAX:
-        sums = [sum(some) for some in itertools.combinations(ranks, n)]
-        return sum(abs(one - middle) >= off - 1e-9 for one in sums) / len(sums)
-    deviation = math.sqrt(n * m * (n + m + 1) / 12)
-    return math.erfc(off / deviation / math.sqrt(2))
+def chance(old: Sequence[float], new: Sequence[float], least: float) -> float:
+    """How often values differ as much as these do, up or down, where the truth differs by the share `least` or less.
+
+    Welch's test (Biometrika 34, 1947) of the logarithms, as noise multiplies: for positive values, REPETITIONS of each.
+    An outlier makes it more cautious, not less. It reaches small chances with five values a side, which ranks can't
+    (at best 2 of 252), and so it is left with something after a correction for many figures.
+    """
+    before, after = [math.log(value) for value in old], [math.log(value) for value in new]
+    differs, bound = abs(fmean(after) - fmean(before)), math.log1p(least)
+    a, b = variance(before) / len(before), variance(after) / len(after)
+    if a + b == 0:
+        return float(differs <= bound)
+    # Rounded down, which is the cautious side; not for an error in the last digit.
+    freedom = int((a + b) ** 2 / (a**2 / (len(before) - 1) + b**2 / (len(after) - 1)) + 1e-9)
+    error = math.sqrt(a + b)
+    return min(1.0, _tail((differs - bound) / error, freedom) + _tail((differs + bound) / error, freedom))
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """From 1 on; equal ones share the mean of theirs."""
-    order = sorted(values)
-    first = {value: order.index(value) for value in set(values)}
-    counts = {value: order.count(value) for value in set(values)}
-    return [first[value] + (counts[value] + 1) / 2 for value in values]
+def _tail(t: float, freedom: int) -> float:
+    """How often Student's t is greater (Abramowitz and Stegun, 26.7.3 and 26.7.4: whole degrees of freedom)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    # 1, 1/2 cos^2, 1*3/(2*4) cos^4, ... for even degrees; cos, 2/3 cos^3, 2*4/(3*5) cos^5, ... for odd ones.
+    factors = [(k - 1) / k * math.cos(angle) ** 2 for k in range(2 + odd, freedom - 1, 2)]
+    terms = accumulate(factors, operator.mul, initial=math.cos(angle) ** odd)
+    total = math.fsum(terms) if freedom > 1 else 0.0
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return (1 - inside) / 2
 
 
-def judge(old: Sequence[float], new: Sequence[float], *, higher_is_better: bool) -> Verdict:
-    """Whether `new` differs from `old` beyond the noise that both show."""
-    before, after = median(old), median(new)
-    if before == after or before == 0:
-        return Verdict.SAME
-    change = after / before - 1
-    if min(len(old), len(new)) >= REPETITIONS:
-        sure = abs(change) >= LEAST and chance(old, new) <= CHANCE
-    else:
-        sure = abs(change) >= LEAST_OF_FEW and (max(old) < min(new) or max(new) < min(old))
-    if not sure:
-        return Verdict.SAME
-    return Verdict.BETTER if (change > 0) == higher_is_better else Verdict.WORSE
+def holm(chances: Sequence[float], level: float) -> list[bool]:
+    """Which of these are more than chance, so that even one of them is wrong at most as often as `level` says.
+
+    Holm's procedure (Scandinavian Journal of Statistics 6, 1979). Not Benjamini and Hochberg's, which lets a share of
+    what it finds be wrong: here a single wrong one makes the exit code wrong.
+    """
+    found = [False] * len(chances)
+    for passed, which in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[which] * (len(chances) - passed) > level:
+            break
+        found[which] = True
+    return found

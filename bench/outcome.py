@@ -39,6 +39,11 @@ class Figure:
     values: list[float]
     better: Literal["lower", "higher"] = "lower"
 
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it is a cost beside a neighbour's in the same run: the machine's speed is not in it."""
+        return self.unit == "times"
+
     def text(self) -> str:
         return f"{self.name}: {median(self.values):,.4g} {self.unit} ± {100 * spread(self.values):.1f} %"
 

@@ -21,11 +21,12 @@ class Cpus:
 
     server: int
     swarm: int
+    count: int = 2  #: that the bench may use
 
     @classmethod
     def allowed(cls) -> "Cpus":
         cpus = sorted(os.sched_getaffinity(0))
-        return cls(cpus[0], cpus[-1])
+        return cls(cpus[0], cpus[-1], len(cpus))
 
 
 @dataclass(frozen=True)

@@ -193,9 +193,10 @@ def _tell(setting: Setting, outcome: Outcome, contestants: dict[str, Contestant]
                 joined = median(run.entries / max(1, run.frames) for run in each.runs["many"])
                 cells += [f"{1e6 / medians[name]['many']:,.0f}" if "many" in medians[name] else "-", f"{joined:.1f}"]
         outcome.rows.append([*cells, f"{each.memory_bytes:,.0f}", f"{each.newcomer_us:.0f}"])
-        for question, costs in ((question, each.cost(setting, question)) for question in QUESTIONS):
-            outcome.figure(f"{name}: {question}", "µs CPU", costs)
-        outcome.figure(f"{name}: memory", "bytes a connection", [each.memory_bytes])
+    for question in QUESTIONS:  # ours only: what became of the others is no matter of `compare`
+        outcome.figure(question, "µs CPU", ours.cost(setting, question))
+        outcome.figure(f"{question}, beside C", "times", _ratio(setting, ours, limit_, question))
+    outcome.figure("memory", "bytes a connection", [ours.memory_bytes])
     for question, what in (("single", "one update in flight"), ("many", f"{HOSTS} in flight"), ("echo", "a beat")):
         values = {name: costs[question] for name, costs in medians.items() if question in costs}
         outcome.rankings.append(Ranking(what, "µs of server CPU", values, OURS))

@@ -1,60 +1,67 @@
-"""Better, worse, or noise."""
+"""How sure a difference is, one by one and many at once."""
+
+import random
 
 import pytest
 
-from bench.noise import Verdict, chance, judge, spread
+from bench.noise import chance, holm, spread
 
 CALM = [10.0, 10.1, 10.2, 9.9, 10.05]
 
 
-def test_a_run_compared_with_itself_is_the_same() -> None:
-    assert judge(CALM, CALM, higher_is_better=False) is Verdict.SAME
+def test_values_compared_with_themselves_differ_by_chance() -> None:
+    assert chance(CALM, CALM, 0.0) == 1.0
 
 
-def test_a_cost_that_grew_in_every_repetition_is_worse_and_the_reverse_is_better() -> None:
+def test_the_chance_is_that_of_student_s_table() -> None:
+    # Logarithms -1, 0, 1 and -1 + d, d, 1 + d: error sqrt(2/3), 4 degrees of freedom; t = 2.7764 is 5 %, 4.6041 is 1 %.
+    for t, expected in ((2.7764, 0.05), (4.6041, 0.01)):
+        shift = t * (2 / 3) ** 0.5
+        old, new = ([2.718281828459045 ** (each + d) for each in (-1, 0, 1)] for d in (0, shift))
+        assert chance(old, new, 0.0) == pytest.approx(expected, rel=1e-3)
+
+
+def test_odd_degrees_of_freedom_are_in_student_s_table_too() -> None:
+    # One side without spread: 3 degrees of freedom are left; t = 3.1824 is 5 %.
+    old, new = [1.0] * 4, [2.718281828459045 ** (each + 3.1824 * (5 / 12) ** 0.5) for each in (-1.5, -0.5, 0.5, 1.5)]
+    assert chance(old, new, 0.0) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_up_and_down_are_as_sure() -> None:
     grown = [value * 1.2 for value in CALM]
-    assert judge(CALM, grown, higher_is_better=False) is Verdict.WORSE
-    assert judge(grown, CALM, higher_is_better=False) is Verdict.BETTER
+    assert chance(CALM, grown, 0.05) == pytest.approx(chance(grown, CALM, 0.05))
+    assert chance(CALM, grown, 0.05) < 1e-6
 
 
-def test_a_rate_that_grew_is_better() -> None:
-    assert judge(CALM, [value * 1.2 for value in CALM], higher_is_better=True) is Verdict.BETTER
+def test_a_difference_below_the_least_is_never_sure_however_calm_it_is() -> None:
+    assert chance(CALM, [value * 1.04 for value in CALM], 0.05) > 0.5
+    assert chance([1.0] * 5, [1.04] * 5, 0.05) == 1.0
+    assert chance([1.0] * 5, [1.06] * 5, 0.05) == 0.0
 
 
-def test_a_difference_within_the_spread_is_noise() -> None:
-    assert judge([10, 14, 9, 13, 11], [11, 15, 10, 14, 12], higher_is_better=False) is Verdict.SAME
+def test_an_outlier_makes_it_more_cautious() -> None:
+    grown = [value * 1.2 for value in CALM]
+    assert chance(CALM, grown, 0.0) < 1e-6
+    assert chance(CALM, [*grown[:-1], 20.0], 0.0) > 0.01
 
 
-def test_a_sure_difference_of_one_percent_is_of_no_interest() -> None:
-    assert judge(CALM, [value + 0.1 for value in CALM], higher_is_better=False) is Verdict.SAME
+def test_samples_of_one_distribution_are_found_different_as_often_as_the_chance_says() -> None:
+    dice = random.Random(4)
+
+    def sample() -> list[float]:
+        return [dice.lognormvariate(0, 0.05) for _ in range(5)]
+
+    chances = [chance(sample(), sample(), 0.0) for _ in range(4000)]
+    for level in (0.05, 0.2, 0.5):
+        assert sum(each <= level for each in chances) / len(chances) == pytest.approx(level, abs=0.1 * level + 0.01)
 
 
-def test_single_runs_must_differ_by_a_tenth() -> None:
-    assert judge([10.0], [10.9], higher_is_better=False) is Verdict.SAME
-    assert judge([10.0], [11.1], higher_is_better=False) is Verdict.WORSE
-
-
-def test_few_runs_whose_ranges_overlap_say_nothing() -> None:
-    assert judge([10.0, 20.0], [19.0, 30.0], higher_is_better=False) is Verdict.SAME
-
-
-def test_a_figure_that_was_nothing_has_no_change_in_percent() -> None:
-    assert judge([0.0] * 5, [1.0] * 5, higher_is_better=False) is Verdict.SAME
-
-
-def test_chance_of_two_samples_that_are_wholly_apart_is_known() -> None:
-    # Of the 252 ways to pick five of ten, two are as far apart.
-    assert chance([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == pytest.approx(2 / 252)
-
-
-def test_chance_of_equal_values_is_one() -> None:
-    assert chance([1, 1, 1], [1, 1, 1]) == 1.0
-
-
-def test_chance_of_large_samples_follows_the_normal_distribution() -> None:
-    low, high = [float(n) for n in range(30)], [float(n) for n in range(20, 50)]
-    assert chance(low, high) < 0.001
-    assert chance(low, low) == pytest.approx(1.0)
+def test_of_many_the_surest_must_be_so_much_surer() -> None:
+    assert holm([0.04], 0.05) == [True]
+    assert holm([0.04, 0.9], 0.05) == [False, False]
+    assert holm([0.9, 0.001, 0.04, 0.02], 0.05) == [False, True, False, False]
+    assert holm([0.01, 0.02, 0.03], 0.05) == [True, True, True]
+    assert holm([], 0.05) == []
 
 
 def test_spread_is_half_the_quartiles_distance() -> None:

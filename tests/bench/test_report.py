@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from bench.histogram import Histogram
+from bench.load.setting import Cpus
 from bench.machine import Machine
 from bench.outcome import Bar, BenchError, Curve, Outcome, Ranking
 from bench.report.charts import charts
@@ -30,7 +31,7 @@ def results(folder: Path, *, quick: bool = False) -> list[Results]:
     outcome.bars += [Bar("under 50 ms", met=True), Bar("right", met=False, by_time=False)]
     outcome.faults.append("1 host is wrong")
     outcome.flame = flame([(["main", "send <x>"], 3)], "sync")
-    return [Results(folder / "x.jsonl", Machine.here(2), {"sync": ScenarioLine(outcome, quick)})]
+    return [Results(folder / "x.jsonl", Machine.here(Cpus.allowed()), {"sync": ScenarioLine(outcome, quick)})]
 
 
 def test_the_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:

@@ -1,17 +1,16 @@
-"""Results: kept, found again, compared."""
+"""Results: kept, found again, judged by themselves."""
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from bench.compare import compare
 from bench.histogram import Histogram
+from bench.load.setting import Cpus
 from bench.machine import Machine
 from bench.outcome import Bar, BenchError, Curve, Outcome
 from bench.results import Results, Writer, find, newest
 
-HERE = Machine.here(2)
+HERE = Machine.here(Cpus.allowed())
 
 
 def outcome(name: str, *values: float) -> Outcome:
@@ -83,32 +82,6 @@ def test_the_newest_full_outcome_wins_over_a_newer_quick_one(tmp_path: Path) -> 
         "idle": [1.0],
         "tls": [3.0],
     }
-
-
-def test_compare_tells_better_from_worse_and_from_noise(tmp_path: Path) -> None:
-    old = kept(tmp_path, "1", outcome("a", 1, 1, 1, 1), outcome("b", 1, 1, 1, 1), outcome("c", 1, 1, 1, 1))
-    new = kept(tmp_path, "2", outcome("a", 2, 2, 2, 2), outcome("b", 0.5, 0.5, 0.5, 0.5), outcome("c", 1, 1, 1, 1.1))
-    lines, worse = compare(old, new)
-    assert worse
-    verdicts = {line.split()[0]: line.split("%  ")[-1].strip() for line in lines[-3:]}
-    assert verdicts == {"a:": "WORSE", "b:": "better", "c:": "same within the noise"}
-
-
-def test_compare_says_when_the_machine_is_another_one(tmp_path: Path) -> None:
-    other = msgspec.structs.replace(HERE, cpu="something slower")
-    lines, worse = compare(
-        kept(tmp_path, "1", outcome("a", 1.0)), kept(tmp_path, "2", outcome("a", 1.0), machine=other)
-    )
-    assert not worse
-    assert any("NOT THE SAME MACHINE" in line and "something slower" in line for line in lines)
-
-
-def test_compare_leaves_quick_runs_and_what_only_one_side_has_alone(tmp_path: Path) -> None:
-    old = kept(tmp_path, "1", outcome("a", 1.0), outcome("b", 1.0))
-    new = kept(tmp_path, "2", outcome("a", 9.0), quick=True)
-    lines, worse = compare(old, new)
-    assert not worse
-    assert lines[-3:] == ["a: a quick run has no figures to compare", "b: only in old", "nothing in common"]
 
 
 def test_a_missed_bar_by_time_does_not_fail_a_quick_run_but_a_wrong_result_does() -> None:

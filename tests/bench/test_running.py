@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import SCENARIOS, measure
+from bench.__main__ import measure
 from bench.histogram import edge_ns
 from bench.load.driver import Swarm
 from bench.load.servers import real
@@ -39,22 +39,19 @@ def dead(setting: Setting) -> Outcome:
 )
 def test_a_scenario_that_fails_is_told_and_the_next_one_runs(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     fails: Callable[[Setting], Outcome],
     why: str,
 ) -> None:
-    monkeypatch.setitem(SCENARIOS, "fails", (fails, "Does it?"))
-    monkeypatch.setitem(SCENARIOS, "whole", (whole, "What?"))
-    assert measure(["fails", "whole"], quick=True, folder=tmp_path) == 1
+    chosen = {"fails": (fails, "Does it?"), "whole": (whole, "What?")}
+    assert measure(chosen, Cpus.allowed(), quick=True, folder=tmp_path) == 1
     (file,) = tmp_path.glob("*.jsonl")
     assert list(Results.read(file).scenarios) == ["fails", "whole"]
     assert f"FAULT: {why}" in capsys.readouterr().out
 
 
-def test_when_nothing_could_be_measured_the_exit_code_is_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SCENARIOS, "fails", (broken, "Does it?"))
-    assert measure(["fails"], quick=True, folder=tmp_path) == 2
+def test_when_nothing_could_be_measured_the_exit_code_is_2(tmp_path: Path) -> None:
+    assert measure({"fails": (broken, "Does it?")}, Cpus.allowed(), quick=True, folder=tmp_path) == 2
 
 
 STALL_S, RATE = 0.5, 200
