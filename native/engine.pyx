@@ -30,6 +30,9 @@ cdef extern from "engine.h" nogil:
         FP_EVENTS
         FP_RUN_MS
         FP_NONE
+    ctypedef enum fp_state:
+        FP_HTTP
+        FP_OPEN
     ctypedef uint64_t fp_handle
     ctypedef enum fp_end:
         pass
@@ -40,6 +43,7 @@ cdef extern from "engine.h" nogil:
         bint masked
     ctypedef struct fp_conn:
         int32_t fd
+        uint8_t state
         uint64_t heard_ms
         void *rest
         uint8_t missed
@@ -83,7 +87,7 @@ cdef extern from "engine.h" nogil:
     void fp_engine_free(fp_engine *)
     uint64_t fp_now_ms()
     int fp_engine_poll(fp_engine *)
-    void fp_engine_advance(fp_engine *)
+    bint fp_engine_advance(fp_engine *)
     void fp_engine_send(fp_engine *)
     void fp_engine_upgrade(fp_engine *, fp_handle, bint, bint, uint8_t, const uint8_t *, size_t)
     bint fp_engine_write(fp_engine *, fp_handle, const uint8_t *, size_t, size_t)
@@ -325,9 +329,10 @@ cdef class Engine:
         return total
 
     def advance(self):
-        """Let deadlines run out; call it every 250 ms."""
-        fp_engine_advance(&self.engine)
+        """Let deadlines run out; call it every 250 ms. True when there are more of them: for the next turn."""
+        cdef bint more = fp_engine_advance(&self.engine)
         self.deliver()
+        return more
 
     def send(self):
         """Send what was gathered outside of a batch."""
@@ -497,9 +502,10 @@ cdef class Engine:
         self.go_on(handle)
 
     def lost(self, fp_handle handle):
-        """Its carrier has lost it."""
+        """Its carrier has lost it: what it said before is heard, when it is not held, and then its end."""
         fp_engine_lost(&self.engine, handle)
         self.deliver()
+        self.go_on(handle)
 
     # Facts about one connection.
 
@@ -530,9 +536,9 @@ cdef class Engine:
         return conn.heard_ms if conn != NULL else 0
 
     def lagging(self, fp_handle handle):
-        """True while its socket is full."""
+        """True while its socket is full, and its owner is to hear when it has drained."""
         cdef fp_conn *conn = fp_engine_conn(&self.engine, handle)
-        return conn != NULL and conn.rest != NULL
+        return conn != NULL and conn.rest != NULL and (conn.state == FP_HTTP or conn.state == FP_OPEN)
 
     def owner(self, uint32_t slot):
         """Whom `own` set for the connection in this slot (the lower half of its handle); None for nobody."""

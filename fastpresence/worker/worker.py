@@ -273,7 +273,7 @@ class Worker:
         self.loop.call_later((TICK_MS - time.monotonic_ns() // 1_000_000 % TICK_MS) / 1000, self._tick, count + 1)
         now = self.now()
         if self._standstill.is_over(now.ms):
-            self.engine.advance()
+            self._run_out()
             self._cleanup(now)
         for slot in self._tokens.advance(now.ms):
             peer = self.engine.owner(slot)
@@ -284,6 +284,11 @@ class Worker:
         self.repeats.rest(now.ms / 1000)
         self.settle()
         self.engine.send()
+
+    def _run_out(self) -> None:
+        """Let deadlines of connections run out; of a crowd some in each turn of the loop."""
+        if self.engine.advance():
+            self.loop.call_soon(self._run_out)
 
     def _cleanup(self, now: Now) -> None:
         """End the detached sessions whose time is up; of a crowd some in each turn of the loop."""

@@ -5,6 +5,7 @@
  *
  *     what a client receives is HTTP as written, then whole frames, in order, none behind a close frame
  *     answers come once and in order; no change of an audience is left out, no older one follows a newer one
+ *     who is lost was heard to the end; a loop that has nothing to do is not kept busy by those who are held
  *     counters, free list, audiences and memberships say the same; a descriptor is closed once
  *     no deadline runs out early, none is more than a tick late; when all is over, nothing is left
  *
@@ -32,6 +33,7 @@
 #define FP_FIRST FP_FIRST_
 #define FP_EVENTS FP_EVENTS_
 #define FP_ACCEPTS FP_ACCEPTS_
+#define FP_RUN_OUTS FP_RUN_OUTS_
 #define FP_READ FP_READ_
 #define FP_READ_FIRST FP_READ_FIRST_
 #define FP_READ_HTTP FP_READ_HTTP_
@@ -46,6 +48,7 @@
 #undef FP_FIRST
 #undef FP_EVENTS
 #undef FP_ACCEPTS
+#undef FP_RUN_OUTS
 #undef FP_READ
 #undef FP_READ_FIRST
 #undef FP_READ_HTTP
@@ -58,6 +61,7 @@ enum {
     FP_FIRST = 2,
     FP_EVENTS = 5,
     FP_ACCEPTS = 3,
+    FP_RUN_OUTS = 3,
     FP_READ = 400,
     FP_READ_FIRST = 200,
     FP_READ_HTTP = 100,
@@ -96,12 +100,13 @@ typedef struct {
     bool held, paused; /* by its owner; of a carried one: told so */
     uint32_t mask;
     uint64_t data;
-    bool watched;
+    bool watched, edge; /* edge: something is to be told, though it was told of before */
     /* The engine's view, as its owner knows it. */
     fp_handle handle, stale;
     bool has_handle, upgraded, text;
     bool closed, told_end; /* its owner hears no more; the end is in the batch */
     uint8_t variant;
+    uint64_t unread_ms; /* when something that it had said was last known to wait: it may not be called silent soon after */
     bool member[AUDIENCES];
     /* What came. */
     size_t http_wanted, http_came;
@@ -243,7 +248,7 @@ static int sim_epoll_ctl(int operation, int fd, const struct epoll_event *event)
     }
     peer *peer = of_fd(fd);
     CHECK(peer->watched == (operation == EPOLL_CTL_MOD), "descriptor %d: wrong operation %d", fd, operation);
-    peer->watched = true;
+    peer->watched = peer->edge = true;
     peer->mask = event->events;
     peer->data = event->data.u64;
     return 0;
@@ -271,8 +276,11 @@ static int sim_epoll_wait(struct epoll_event *events, int limit)
             ready |= EPOLLERR;
         if (peer->reset || (peer->fin && peer->shut))
             ready |= EPOLLHUP;
-        if (ready)
+        const fp_conn *conn = fp_engine_conn(&engine, peer->data);
+        CHECK(!ready || !conn->held || conn->writing || peer->mask & EPOLLET, "the loop is kept busy by one that is held");
+        if (ready && (peer->edge || !(peer->mask & EPOLLET)))
             events[count++] = (struct epoll_event){.events = ready, .data.u64 = peer->data};
+        peer->edge = peer->edge && !ready;
     }
     return count;
 }
@@ -300,24 +308,21 @@ static int sim_accept(struct sockaddr *address, socklen_t *size)
     return FIRST_FD + who;
 }
 
-static ssize_t sim_recv(int fd, void *buffer, size_t size)
+static ssize_t sim_recv(int fd, void *buffer, size_t size, int flags)
 {
     peer *peer = of_fd(fd);
-    if (peer->reset) {
-        errno = ECONNRESET;
-        return -1;
-    }
     size_t have = peer->in_size - peer->in_done;
     if (!have) {
-        if (peer->fin)
+        if (peer->fin && !peer->reset)
             return 0;
-        errno = EAGAIN;
+        errno = peer->reset ? ECONNRESET : EAGAIN; /* behind what came before: tcp_recvmsg */
         return -1;
     }
     have = have < size ? have : size;
     have = have < peer->chunk ? have : peer->chunk;
     memcpy(buffer, peer->inbox + peer->in_done, have);
-    peer->in_done += have;
+    if (!(flags & MSG_PEEK))
+        peer->in_done += have;
     return (ssize_t)have;
 }
 
@@ -367,7 +372,7 @@ static int sim_shutdown(int fd, int how)
 #define epoll_ctl(set, operation, fd, event) sim_epoll_ctl(operation, fd, event)
 #define epoll_wait(set, events, limit, wait) sim_epoll_wait(events, limit)
 #define accept4(listener, address, size, flags) sim_accept(address, size)
-#define recv(fd, buffer, size, flags) sim_recv(fd, buffer, size)
+#define recv(fd, buffer, size, flags) sim_recv(fd, buffer, size, flags)
 #define send(fd, data, size, flags) sim_send(fd, data, size)
 #define sendmsg(fd, message, flags) sim_sendv(fd, (message)->msg_iov, (message)->msg_iovlen)
 #define shutdown(fd, how) sim_shutdown(fd, how)
@@ -534,8 +539,12 @@ static void on_ended(void *context, fp_handle handle, fp_end how, uint16_t code)
     (void)context;
     fp_conn *conn = fp_engine_conn(&engine, handle);
     CHECK(conn, "the end of nobody");
+    const peer *socket = conn->carried ? NULL : &peers[conn->fd - FIRST_FD];
+    bool unread = conn->kept || conn->held || (socket && socket->in_done < socket->in_size);
     if (how == FP_SILENT)
-        CHECK(code == 4008 && conn->heard_ms + HEARTBEAT_MS <= clock_ms && !conn->rest, "silent too soon");
+        CHECK(code == 4008 && conn->heard_ms + HEARTBEAT_MS <= clock_ms && !unread, "silent too soon");
+    if (how == FP_LOST)
+        CHECK(!unread || is_lossy, "lost, and not heard to the end");
     if (how == FP_LAGGED)
         CHECK(code == 4009 && conn->rest && conn->rest->since_ms + LAG_MS <= clock_ms, "lagged too soon");
     peer *peer = of_handle(handle);
@@ -550,6 +559,9 @@ static void on_drained(void *context, fp_handle handle, bool missed, uint64_t mi
     (void)context;
     fp_conn *conn = fp_engine_conn(&engine, handle);
     CHECK(conn && !conn->rest, "drained, and it is not");
+    peer *peer = of_handle(handle);
+    if (peer)
+        peer->unread_ms = clock_ms;
     happen((happening){.kind = DRAINED, .handle = handle, .missed = missed, .missed_from = missed_from});
 }
 
@@ -558,7 +570,7 @@ static void on_carry(void *context, fp_handle handle, const struct iovec *pieces
     (void)context;
     peer *peer = of_handle(handle);
     CHECK(peer && peer->carried && peer->open, "bytes for nobody");
-    CHECK(!peer->shut, "bytes behind the end");
+    CHECK(!peer->shut && !peer->fin, "bytes behind the end");
     for (unsigned i = 0; i < count; i++) {
         receive(peer, pieces[i].iov_base, pieces[i].iov_len);
         peer->room -= (int64_t)pieces[i].iov_len;
@@ -740,19 +752,43 @@ static int take_turn(void)
     return count;
 }
 
+/* Whether something of it waits to be read, so that it can't be called silent yet. */
+static bool is_unread(const peer *peer, const fp_conn *conn)
+{
+    if (conn->kept || conn->held)
+        return true;
+    return conn->carried ? conn->rest != NULL : peer->in_done < peer->in_size || peer->fin || peer->reset;
+}
+
+static void judge_deadlines(bool ran_out)
+{
+    for (int i = 0; i < PEERS; i++) {
+        peer *peer = &peers[i];
+        const fp_conn *conn = peer->used && peer->has_handle ? fp_engine_conn(&engine, peer->handle) : NULL;
+        if (!conn || conn->state != FP_OPEN)
+            continue;
+        if (is_unread(peer, conn))
+            peer->unread_ms = clock_ms;
+        if (!ran_out)
+            continue;
+        CHECK(!conn->rest || conn->rest->since_ms + LAG_MS + FP_TICK_MS >= clock_ms, "lags for too long");
+        CHECK(conn->heard_ms + HEARTBEAT_MS + FP_TICK_MS >= clock_ms || peer->unread_ms + 2 * FP_TICK_MS >= clock_ms,
+              "silent for too long: heard at %lu, unread at %lu", conn->heard_ms, peer->unread_ms);
+    }
+}
+
 static void let_time_pass(uint32_t ms)
 {
     clock_ms += ms;
-    fp_engine_advance(&engine);
-    for (uint32_t slot = 0; slot < engine.capacity; slot++) {
-        const fp_conn *conn = &engine.conns[slot];
-        if (conn->state != FP_OPEN)
-            continue;
-        if (conn->rest)
-            CHECK(conn->rest->since_ms + LAG_MS + FP_TICK_MS >= clock_ms, "lags for too long");
-        else
-            CHECK(conn->heard_ms + HEARTBEAT_MS + FP_TICK_MS >= clock_ms, "silent for too long");
+    judge_deadlines(false);
+    for (int calls = 0; fp_engine_advance(&engine); calls++) {
+        CHECK(calls < 1000, "it never ends");
+        deliver();
+        if (next() & 1)
+            take_turn();
+        judge_deadlines(false);
     }
+    judge_deadlines(true);
     deliver();
 }
 
@@ -767,6 +803,7 @@ static void look(void)
             CHECK(!conn->rest && !conn->stream && !conn->kept, "a free record holds memory");
             continue;
         }
+        CHECK(!conn->gone || !conn->rest, "something waits for nobody");
         connections++;
         open += conn->state == FP_OPEN;
         lagging += conn->rest != NULL;
@@ -975,11 +1012,12 @@ static void act(void)
         if (peer->carried && peer->open) {
             fp_engine_lost(&engine, peer->handle);
             deliver();
+            go_on_with(peer);
         }
         break;
     case 9:
         if (!peer->carried)
-            peer->reset = true;
+            peer->reset = peer->edge = true;
         break;
     case 10:
     case 11:
@@ -1131,6 +1169,8 @@ static void end_story(void)
         if (peers[i].carried && peers[i].open && peers[i].full) {
             peers[i].full = false;
             fp_engine_drained(&engine, peers[i].handle);
+            deliver();
+            go_on_with(&peers[i]);
         }
     }
     deliver();

@@ -36,6 +36,7 @@ enum {
     FP_EVENTS = 64,               /* ready sockets a call */
     FP_RUN_MS = 20,               /* after which no further call is made in the same turn, though more are ready */
     FP_ACCEPTS = 64,              /* new connections a call */
+    FP_RUN_OUTS = 128,            /* deadlines that run out in one call */
     FP_READ = 65536,              /* bytes of one read in the middle of a message */
     FP_READ_FIRST = 16384,        /* between messages */
     FP_READ_HTTP = 2048,          /* before there are any: a request or two */
@@ -110,6 +111,7 @@ typedef struct {
     uint8_t leaving : 1;     /* its end was told; what it said before is being answered, then comes the close frame */
     uint8_t held : 1;        /* its owner has enough to do with what came already */
     uint8_t quiet : 1;       /* its last message came after a silence */
+    uint8_t gone : 1;        /* the peer takes no more: what there is for it is dropped, what it said is still heard */
     uint32_t spoke;          /* the last turn in which a message of its was handed up */
     uint32_t run;            /* the last flush run that it was given, or needs not be given */
     uint32_t member;         /* its first membership */
@@ -241,8 +243,8 @@ void fp_engine_free(fp_engine *engine); /* closes every connection, calls no hoo
 
 /* Take what is ready, without waiting. Returns the number of events taken, or a negative errno. */
 int fp_engine_poll(fp_engine *engine);
-/* Let deadlines run out. */
-void fp_engine_advance(fp_engine *engine);
+/* Let deadlines run out. True when there are more of them: to be called again in the next turn, not only at the next tick. */
+bool fp_engine_advance(fp_engine *engine);
 /* The end of a turn, when all that happened was answered: close who is leaving, and send what was gathered for each
  * connection, one system call each. */
 void fp_engine_send(fp_engine *engine);
@@ -273,8 +275,8 @@ void fp_engine_caught_up(fp_engine *engine, fp_handle handle);
 void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const uint8_t *reason, size_t size);
 /* End an HTTP connection once its answer is written. */
 void fp_engine_finish(fp_engine *engine, fp_handle handle);
-/* Take nothing more of it, or go on: for an owner who has enough to do with what came. Not for long: of its
- * end only a reset is noticed meanwhile. */
+/* Take nothing more of it, or go on: for an owner who has enough to do with what came. Not for long: that it has gone is
+ * noticed behind what it said. */
 void fp_engine_hold(fp_engine *engine, fp_handle handle, bool held);
 /* Bytes that were gathered for it and that no socket has taken. */
 size_t fp_engine_waiting(fp_engine *engine, fp_handle handle);
@@ -287,10 +289,12 @@ void fp_engine_await_request(fp_engine *engine, fp_handle handle);
  * Its holder says what came, when its buffer is full and when it takes more again, and when it is gone. */
 bool fp_engine_adopt(fp_engine *engine, const char *address, fp_handle *handle);
 void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, size_t size);
-/* Of a carried connection: take up what the last visit left. False when there is nothing, or it may not be taken now. */
+/* Of a carried connection: take up what the last visit left, then its end where it is lost. False when there is nothing,
+ * or it may not be taken now. */
 bool fp_engine_go_on(fp_engine *engine, fp_handle handle);
 void fp_engine_full(fp_engine *engine, fp_handle handle);
 void fp_engine_drained(fp_engine *engine, fp_handle handle);
+/* fp_engine_go_on comes next: what it said before may not have been heard yet. */
 void fp_engine_lost(fp_engine *engine, fp_handle handle);
 
 static inline fp_conn *fp_engine_conn(fp_engine *engine, fp_handle handle)

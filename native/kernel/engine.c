@@ -40,7 +40,9 @@ static void watch(fp_engine *engine, fp_conn *conn, int operation, uint32_t even
 {
     if (conn->carried)
         return; /* its holder knows */
-    struct epoll_event event = {.events = events ? events | EPOLLRDHUP : 0, .data.u64 = fp_engine_handle(engine, conn)};
+    /* A reset is told whatever we ask for: edge-triggered, of one that is held, so that it is told once. */
+    struct epoll_event event = {.events = events ? events | EPOLLRDHUP : EPOLLET,
+                                .data.u64 = fp_engine_handle(engine, conn)};
     epoll_ctl(engine->epoll_fd, operation, conn->fd, &event);
 }
 
@@ -54,6 +56,14 @@ static uint32_t interest(const fp_conn *conn)
 static void arm(fp_engine *engine, fp_conn *conn, uint64_t deadline_ms)
 {
     fp_wheel_arm(&engine->wheel, slot_of(engine, conn), deadline_ms);
+}
+
+/* An open connection is looked at when it has been silent for too long, or full. */
+static void arm_open(fp_engine *engine, fp_conn *conn)
+{
+    uint64_t silent_ms = conn->heard_ms + engine->config.heartbeat_timeout_ms;
+    uint64_t lagged_ms = conn->rest ? conn->rest->since_ms + engine->config.lag_time_ms : silent_ms;
+    arm(engine, conn, lagged_ms < silent_ms ? lagged_ms : silent_ms);
 }
 
 static void drop_stream(fp_conn *conn)
@@ -260,12 +270,16 @@ static void keep_rest(fp_engine *engine, fp_conn *conn, const struct iovec *piec
     engine->stats.lagging++;
     watch(engine, conn, EPOLL_CTL_MOD, EPOLLOUT);
     if (conn->state == FP_OPEN)
-        arm(engine, conn, engine->now_ms + engine->config.lag_time_ms);
+        arm_open(engine, conn);
 }
 
 void fp_conn_send(fp_engine *engine, fp_conn *conn, const fp_bytes *frames, unsigned count)
 {
     conn->pending_size = 0;
+    if (conn->gone) {
+        conn->pending = FP_NONE;
+        return;
+    }
     while (conn->pending != FP_NONE || count) {
         struct iovec pieces[FP_JOINED];
         unsigned used = 0;
@@ -660,11 +674,24 @@ static void drained(fp_engine *engine, fp_conn *conn)
         shut(engine, conn);
         arm(engine, conn, engine->now_ms + FP_LINGER_MS);
     } else if (conn->state == FP_OPEN) {
-        conn->heard_ms = engine->now_ms; /* it reads, so it lives; what it sent meanwhile is read next */
-        arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+        uint64_t silent_ms = conn->heard_ms + engine->config.heartbeat_timeout_ms, soon_ms = engine->now_ms + FP_TICK_MS;
+        arm(engine, conn, silent_ms > soon_ms ? silent_ms : soon_ms); /* what it sent meanwhile is read first */
     }
     if (conn->state == FP_OPEN || conn->state == FP_HTTP)
         engine->hooks.drained(engine->hooks.context, fp_engine_handle(engine, conn), conn->missed, conn->missed_from);
+}
+
+/* Nobody takes what there is for it. What it said before is heard as ever, and read before its end is. */
+static void hang_up(fp_engine *engine, fp_conn *conn)
+{
+    if (conn->state != FP_HTTP && conn->state != FP_OPEN) {
+        release(engine, conn);
+        return;
+    }
+    conn->gone = 1;
+    conn->missed = 0;
+    if (conn->rest)
+        drained(engine, conn);
 }
 
 static void write_ready(fp_engine *engine, fp_conn *conn)
@@ -673,7 +700,7 @@ static void write_ready(fp_engine *engine, fp_conn *conn)
     ssize_t sent = send(conn->fd, rest->data + rest->done, rest->size - rest->done, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0) {
         if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-            end(engine, conn, FP_LOST, 1006);
+            hang_up(engine, conn);
         return;
     }
     engine->stats.sends++;
@@ -817,19 +844,31 @@ int fp_engine_poll(fp_engine *engine)
             continue; /* went earlier in this batch */
         if (conn->writing) {
             if (events[i].events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP))
-                end(engine, conn, FP_LOST, 1006);
+                hang_up(engine, conn);
             else if (events[i].events & EPOLLOUT)
                 write_ready(engine, conn);
-        } else if (conn->held) { /* heard of at all only when it was reset: what its owner has of it is for nobody */
-            if (events[i].events & (EPOLLERR | EPOLLHUP))
-                end(engine, conn, FP_LOST, 1006);
-        } else if (conn->kept) {
-            go_on(engine, conn); /* its socket takes answers; that it may be gone is read behind what it said */
-        } else {
-            read_ready(engine, conn);
         }
+        /* What it said is taken up at once when nothing waits for it any more: it may be full again in the next turn, and
+         * so for ever. That it may be gone is read behind that; of one that is held, when it is let go. */
+        if (conn->state == FP_FREE || conn->writing || conn->held)
+            continue;
+        if (conn->kept)
+            go_on(engine, conn);
+        else
+            read_ready(engine, conn);
     }
     return count;
+}
+
+/* Whether something of it was not read yet, by us or by its owner: a frame, perhaps. */
+static bool is_unheard(const fp_conn *conn)
+{
+    uint8_t first;
+    if (conn->held || conn->kept)
+        return true;
+    if (conn->carried)
+        return conn->rest; /* its holder does not read then */
+    return recv(conn->fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
 }
 
 static void run_out(fp_engine *engine, fp_conn *conn)
@@ -837,42 +876,35 @@ static void run_out(fp_engine *engine, fp_conn *conn)
     fp_handle handle = fp_engine_handle(engine, conn);
     if (conn->state != FP_OPEN) {
         end(engine, conn, FP_UNFINISHED, 1006);
-    } else if (conn->rest) {
-        uint64_t limit = conn->rest->since_ms + engine->config.lag_time_ms;
-        if (engine->now_ms < limit) {
-            arm(engine, conn, limit);
-            return;
-        }
+    } else if (conn->rest && engine->now_ms >= conn->rest->since_ms + engine->config.lag_time_ms) {
         engine->hooks.ended(engine->hooks.context, handle, FP_LAGGED, 4009);
         put_close(engine, conn, 4009, "too slow for too long", 21, FP_CLOSING);
+    } else if (engine->now_ms < conn->heard_ms + engine->config.heartbeat_timeout_ms) {
+        arm_open(engine, conn);
+    } else if (is_unheard(conn)) {
+        bool waits = conn->rest && !conn->held; /* what it said is read no sooner than when it has drained */
+        arm(engine, conn, waits ? conn->rest->since_ms + engine->config.lag_time_ms : engine->now_ms + FP_TICK_MS);
     } else {
-        uint64_t limit = conn->heard_ms + engine->config.heartbeat_timeout_ms;
-        if (engine->now_ms < limit) {
-            arm(engine, conn, limit);
-            return;
-        }
         engine->hooks.ended(engine->hooks.context, handle, FP_SILENT, 4008);
         put_close(engine, conn, 4008, "heartbeat timeout", 17, FP_CLOSING);
     }
 }
 
-void fp_engine_advance(fp_engine *engine)
+bool fp_engine_advance(fp_engine *engine)
 {
-    uint32_t due[256];
-    size_t count;
+    uint32_t due[FP_RUN_OUTS];
     if (engine->epoll_fd < 0)
-        return; /* given back already: there is no wheel any more */
+        return false; /* given back already: there is no wheel any more */
     engine->now_ms = fp_now_ms();
-    do {
-        count = fp_wheel_advance(&engine->wheel, engine->now_ms, due, 256);
-        for (size_t i = 0; i < count; i++)
-            if (engine->conns[due[i]].state != FP_FREE)
-                run_out(engine, &engine->conns[due[i]]);
-    } while (count == 256);
+    size_t count = fp_wheel_advance(&engine->wheel, engine->now_ms, due, FP_RUN_OUTS);
+    for (size_t i = 0; i < count; i++)
+        if (engine->conns[due[i]].state != FP_FREE)
+            run_out(engine, &engine->conns[due[i]]);
     /* Descriptors may have come free elsewhere. */
     if (engine->spare_fd < 0)
         engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     watch_listener(engine, true);
+    return count == FP_RUN_OUTS;
 }
 
 /* ---- decisions -------------------------------------------------------------------------------------------------- */
@@ -889,7 +921,7 @@ void fp_engine_upgrade(fp_engine *engine, fp_handle handle, bool text, bool defl
     conn->variant = variant < FP_VARIANTS ? variant : 0;
     conn->heard_ms = engine->now_ms;
     engine->stats.open++;
-    arm(engine, conn, engine->now_ms + engine->config.heartbeat_timeout_ms);
+    arm_open(engine, conn);
     if (size && size <= FP_READ) {
         memcpy(engine->read_buffer, after, size); /* unmasking needs bytes of our own */
         size_t left = feed(engine, conn, engine->read_buffer, size);
@@ -991,14 +1023,22 @@ void fp_engine_caught_up(fp_engine *engine, fp_handle handle)
 void fp_engine_close(fp_engine *engine, fp_handle handle, uint16_t code, const uint8_t *reason, size_t size)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
-    if (conn && conn->state == FP_OPEN)
+    if (!conn || conn->state != FP_OPEN)
+        return;
+    if (conn->gone)
+        release(engine, conn);
+    else
         put_close(engine, conn, code, reason, size, FP_CLOSING);
 }
 
 void fp_engine_finish(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
-    if (conn && conn->state == FP_HTTP)
+    if (!conn || conn->state != FP_HTTP)
+        return;
+    if (conn->gone)
+        release(engine, conn);
+    else
         linger(engine, conn);
 }
 
@@ -1064,16 +1104,19 @@ void fp_engine_feed(fp_engine *engine, fp_handle handle, const uint8_t *data, si
 bool fp_engine_go_on(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
-    if (!conn || !conn->carried || !conn->kept || conn->rest || conn->held)
+    if (!conn || !conn->carried || conn->rest || conn->held || (!conn->kept && !conn->gone))
         return false;
-    go_on(engine, conn);
+    if (conn->kept)
+        go_on(engine, conn);
+    else
+        end(engine, conn, FP_LOST, 1006);
     return true;
 }
 
 void fp_engine_full(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
-    if (!conn || !conn->carried || conn->rest)
+    if (!conn || !conn->carried || conn->rest || conn->gone)
         return;
     /* An empty rest stands for a full buffer: from here on everything waits as it does for a full socket. */
     conn->rest = calloc(1, sizeof *conn->rest);
@@ -1082,7 +1125,7 @@ void fp_engine_full(fp_engine *engine, fp_handle handle)
     conn->rest->since_ms = engine->now_ms;
     engine->stats.lagging++;
     if (conn->state == FP_OPEN)
-        arm(engine, conn, engine->now_ms + engine->config.lag_time_ms);
+        arm_open(engine, conn);
 }
 
 void fp_engine_drained(fp_engine *engine, fp_handle handle)
@@ -1104,7 +1147,7 @@ void fp_engine_lost(fp_engine *engine, fp_handle handle)
 {
     fp_conn *conn = fp_engine_conn(engine, handle);
     if (conn && conn->carried)
-        end(engine, conn, FP_LOST, 1006);
+        hang_up(engine, conn);
 }
 
 /* ---- birth and end ---------------------------------------------------------------------------------------------- */

@@ -227,3 +227,35 @@ def test_messages_to_a_receiver_who_does_not_read_are_refused_with_unavailable_a
             await sender.do("message", to_user_id="receiver", message="again")
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("leave", ["reset", "half_close"])
+@pytest.mark.parametrize("goodbye", ["close frame", "user_offline"])
+def test_the_goodbye_of_one_who_does_not_read_and_hangs_up_counts_at_once(
+    start: Start, goodbye: str, leave: str
+) -> None:
+    # The timeout after which he would be gone anyway is four times what a wait here may take.
+    server = start_server(start)
+
+    async def story() -> None:
+        async with Clients(server) as clients, RawClient.upgraded(server, "slow") as slow:
+            slow.send_frame(RawClient.TEXT, b'{"type":"user_online"}')
+            seeing = await clients.online("seeing")
+            await seeing.do("subscribe", user_ids=["slow"])
+            await seeing.sees("slow", "online")
+            slow.pause()
+            answer = {"type": "ack"}
+            while answer["type"] == "ack":  # until nothing more goes into his socket, nor may wait for it
+                answer = await seeing.ask("message", to_user_id="slow", message="x" * 2000)
+            assert answer["code"] == "unavailable"
+            if goodbye == "user_offline":
+                slow.send_frame(RawClient.TEXT, b'{"type":"user_offline"}')
+            else:
+                slow.send_frame(RawClient.CLOSE, (1000).to_bytes(2, "big"))
+            getattr(slow, leave)()
+            await seeing.sees("slow", "offline")
+            assert server.event("user offline", user_id="slow")["reason"] == (
+                "goodbye" if goodbye == "user_offline" else "closed"
+            )
+
+    asyncio.run(story())

@@ -16,6 +16,8 @@ from fastpresence._native.framing import CLOSE, PING, PONG, TEXT, Frame, Stream,
 
 KEY = b"\x12\x34\x56\x78"
 DEADLINE_S = 10.0
+#: Of an engine whose sockets are soon full.
+SMALL = {"send_buffer": 4608, "lag_time_ms": 60_000}
 
 
 class Client:
@@ -146,6 +148,15 @@ class Rig:
         client.stream = Stream(masked=False, frame_size=1 << 24, message_size=1 << 24)
         return client
 
+    def stall(self, *, size: int = 600_000) -> Client:
+        """A client that reads nothing, and whose socket is full."""
+        client = self.open(receive_buffer=4096)
+        client.reading = False
+        assert self.engine.answer(client.handle, b"x" * size)
+        self.engine.send()
+        assert self.engine.lagging(client.handle)
+        return client
+
     def end(self) -> None:
         """Every client goes; then nothing may be left."""
         for client in self.clients:
@@ -158,3 +169,26 @@ class Rig:
         finally:
             self.engine.close_all()
             self.listener.close()
+
+
+MakeRig = Callable[..., Rig]
+
+
+class Carrier:
+    """A connection that comes through somebody else: keeps what is written to it."""
+
+    def __init__(self, engine: Engine, address: str = "192.0.2.1") -> None:
+        self.address = address
+        self.came = b""
+        self.is_cut = False
+        self.handle = engine.adopt(self)
+
+    def write(self, data: bytes) -> None:
+        self.came += data
+
+    def end(self) -> None: ...
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+    def hold(self, held: bool) -> None: ...

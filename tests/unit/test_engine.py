@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -17,33 +16,11 @@ import pytest
 from fastpresence._native import engine as native
 from fastpresence._native.engine import CLOSED, DRAINED, ENDED, LAGGED, LOST, REQUEST, SILENT, UNFINISHED, VIOLATION
 from fastpresence._native.framing import BINARY, CLOSE, PING, PONG, TEXT, build, build_masked
-from tests.support.engine import KEY, Client, Rig
-
-MakeRig = Callable[..., Rig]
+from tests.support.engine import KEY, SMALL, Client, MakeRig, Rig
 
 
 class Owner:
     """Anything with an identity."""
-
-
-@pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
-    """Engines, whose connections must all be gone at the end of the test."""
-    rigs: list[Rig] = []
-
-    def make(**settings: int) -> Rig:
-        rigs.append(Rig(**settings))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.on_event = None
-        rig.end()
-
-
-@pytest.fixture
-def rig(make_rig: MakeRig) -> Rig:
-    return make_rig()
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
@@ -781,23 +758,11 @@ def test_whoever_comes_and_goes_during_a_flush_nobody_is_told_twice_and_nobody_i
 
 # Full sockets.
 
-SMALL = {"send_buffer": 4608, "lag_time_ms": 60_000}
-
-
-def stall(rig: Rig, *, size: int = 600_000) -> Client:
-    """A client that reads nothing, and whose socket is full."""
-    client = rig.open(receive_buffer=4096)
-    client.reading = False
-    assert rig.engine.answer(client.handle, b"x" * size)
-    rig.engine.send()
-    assert rig.engine.lagging(client.handle)
-    return client
-
 
 def test_a_full_socket_is_left_out_and_told_as_drained_with_the_version_it_had(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
     audience = rig.engine.new_audience()
-    quick, slow = rig.open(), stall(rig)
+    quick, slow = rig.open(), rig.stall()
     owner = Owner()
     rig.engine.own(slow.handle, owner)
     for client in (quick, slow):
@@ -819,7 +784,7 @@ def test_a_full_socket_is_left_out_and_told_as_drained_with_the_version_it_had(m
 def test_one_who_missed_something_is_told_nothing_until_he_has_caught_up(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
     audience = rig.engine.new_audience()
-    slow = stall(rig)
+    slow = rig.stall()
     rig.engine.join(slow.handle, audience)
     flush(rig, 7, (audience, b"missed"))
     slow.reading = True
@@ -837,7 +802,7 @@ def test_one_who_missed_something_is_told_nothing_until_he_has_caught_up(make_ri
 def test_one_who_is_caught_up_during_a_flush_is_not_told_its_older_news(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
     audience = rig.engine.new_audience()
-    slow = stall(rig)
+    slow = rig.stall()
     rig.engine.join(slow.handle, audience)
     flush(rig, 7, (audience, b"missed"))
     slow.reading = True
@@ -856,7 +821,7 @@ def test_one_who_is_caught_up_during_a_flush_is_not_told_its_older_news(make_rig
 
 def test_a_full_socket_that_missed_nothing_is_drained_without_a_version(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow = stall(rig)
+    slow = rig.stall()
     slow.reading = True
     rig.until(lambda: rig.of(DRAINED))
     assert rig.of(DRAINED)[0][2] is None
@@ -881,7 +846,7 @@ def test_a_flush_fills_a_socket_with_whole_frames_only(make_rig: MakeRig) -> Non
 
 def test_a_connection_whose_answers_do_not_drain_is_not_read_from(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow, other = stall(rig), rig.open()
+    slow, other = rig.stall(), rig.open()
     slow.send(frame(TEXT, b"later"))
     other.send(frame(TEXT, b"now"))
     rig.until(lambda: messages(rig))
@@ -893,7 +858,7 @@ def test_a_connection_whose_answers_do_not_drain_is_not_read_from(make_rig: Make
 
 def test_a_write_over_the_bound_is_refused_and_leaves_no_half_of_it(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow = stall(rig, size=300_000)
+    slow = rig.stall(size=300_000)
     bound = 350_000
     taken = [rig.engine.answer(slow.handle, b"%d" % n + b"y" * 10_000, bound) for n in range(50)]
     assert 1 <= taken.count(True) <= 10
@@ -907,7 +872,7 @@ def test_a_write_over_the_bound_is_refused_and_leaves_no_half_of_it(make_rig: Ma
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer keeps what was freed")
 def test_a_reader_that_is_always_a_little_behind_costs_no_more_than_its_bound(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow = stall(rig, size=60_000)
+    slow = rig.stall(size=60_000)
     before = rss_bytes()
     through = 0
     stream_frames = 0
@@ -925,7 +890,7 @@ def test_a_reader_that_is_always_a_little_behind_costs_no_more_than_its_bound(ma
 
 def test_one_who_lags_for_too_long_is_closed_with_4009(make_rig: MakeRig) -> None:
     rig = make_rig(send_buffer=4608, lag_time_ms=400)
-    slow = stall(rig)
+    slow = rig.stall()
     begun_s = time.monotonic()
     rig.until(lambda: rig.of(ENDED))
     assert 0.4 <= time.monotonic() - begun_s < 0.4 + 0.25 + 1.0
@@ -938,7 +903,7 @@ def test_one_who_lags_for_too_long_is_closed_with_4009(make_rig: MakeRig) -> Non
 
 def test_one_who_drains_in_time_is_not_closed(make_rig: MakeRig) -> None:
     rig = make_rig(send_buffer=4608, lag_time_ms=1_000)
-    slow = stall(rig)
+    slow = rig.stall()
     slow.reading = True
     rig.until(lambda: rig.of(DRAINED))
     begun_s = time.monotonic()
@@ -949,7 +914,7 @@ def test_one_who_drains_in_time_is_not_closed(make_rig: MakeRig) -> None:
 
 def test_one_who_goes_while_his_socket_is_full_is_told_as_lost(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow = stall(rig)
+    slow = rig.stall()
     slow.reset()
     rig.until(lambda: rig.of(ENDED))
     assert rig.of(ENDED)[0][1] == LOST
@@ -958,7 +923,7 @@ def test_one_who_goes_while_his_socket_is_full_is_told_as_lost(make_rig: MakeRig
 
 def test_a_close_goes_behind_what_waits(make_rig: MakeRig) -> None:
     rig = make_rig(**SMALL)
-    slow = stall(rig)
+    slow = rig.stall()
     rig.engine.close(slow.handle, 4010)
     slow.reading = True
     rig.until(lambda: slow.codes)

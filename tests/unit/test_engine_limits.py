@@ -3,7 +3,6 @@
 import contextlib
 import re
 import socket
-from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -11,25 +10,10 @@ import pytest
 from fastpresence._native import engine as native
 from fastpresence._native.engine import ENDED, Engine
 from fastpresence._native.framing import BINARY, CLOSE, TEXT, build, build_masked
-from tests.support.engine import KEY, Client, Rig
+from tests.support.engine import KEY, Carrier, Client, MakeRig, Rig
 
-MakeRig = Callable[..., Rig]
 #: What one visit takes: messages, and bytes of messages after which none follows.
 VISIT_MESSAGES, VISIT_BYTES = 64, 4096
-
-
-@pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
-    rigs: list[Rig] = []
-
-    def make(**settings: int) -> Rig:
-        rigs.append(Rig(**settings))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.on_event = None
-        rig.end()
 
 
 def messages(rig: Rig) -> list[bytes]:
@@ -86,22 +70,6 @@ def test_a_place_is_given_back_with_the_record_however_the_connection_ends(make_
         client.close()
         rig.until(lambda: rig.stat("connections") == 0)
     assert rig.stat("crowded") == 0
-
-
-class Carrier:
-    """A connection that comes through somebody else."""
-
-    def __init__(self, engine: Engine, address: str) -> None:
-        self.address = address
-        self.handle = engine.adopt(self)
-
-    def write(self, data: bytes) -> None: ...
-
-    def end(self) -> None: ...
-
-    def cut(self) -> None: ...
-
-    def hold(self, held: bool) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -229,7 +197,7 @@ def test_the_carrier_of_one_that_is_held_is_told_once_each_way_and_when_it_is_cl
             told.append(held)
 
     engine = Engine(lambda events: None)
-    carrier = Held(engine, "192.0.2.1")
+    carrier = Held(engine)
     assert carrier.handle is not None
     engine.upgrade(carrier.handle, True, 0)
     for held in (True, True, False, False, True):
@@ -238,17 +206,6 @@ def test_the_carrier_of_one_that_is_held_is_told_once_each_way_and_when_it_is_cl
     engine.close(carrier.handle, 4000)  # what it answers is to be read
     assert told == [True, False, True, False]
     engine.close_all()
-
-
-def test_one_that_is_held_and_reset_is_over_at_once(make_rig: MakeRig) -> None:
-    rig = make_rig()
-    client = rig.open()
-    rig.engine.hold(client.handle, True)
-    client.send_frame(TEXT, b"unheard")
-    client.reset()
-    rig.until(lambda: rig.stat("connections") == 0)
-    assert [how for _, how, _ in rig.of(ENDED)] == [native.LOST]
-    assert messages(rig) == []
 
 
 def test_one_that_is_held_while_its_socket_is_full_goes_on_only_when_both_are_over(make_rig: MakeRig) -> None:
@@ -370,21 +327,6 @@ def test_one_who_is_held_is_not_heard_until_he_is_let_go(rig: Rig) -> None:
     rig.until(lambda: talker.ended)
 
 
-class Collector(Carrier):
-    """Keeps what is written to it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.came = b""
-        self.is_cut = False
-        super().__init__(engine, "192.0.2.1")
-
-    def write(self, data: bytes) -> None:
-        self.came += data
-
-    def cut(self) -> None:
-        self.is_cut = True
-
-
 def test_a_carried_connection_is_heard_in_visits_and_stops_while_its_carrier_is_full() -> None:
     batches: list[int] = []
     told: list[bytes] = []
@@ -396,7 +338,7 @@ def test_a_carried_connection_is_heard_in_visits_and_stops_while_its_carrier_is_
             engine.full(handle)
 
     engine = Engine(on_batch)
-    carrier = Collector(engine)
+    carrier = Carrier(engine)
     handle = carrier.handle
     assert handle is not None
     engine.upgrade(handle, True, 0)
@@ -436,8 +378,3 @@ def test_what_one_turn_gathers_counts_for_the_bound_of_what_waits(make_rig: Make
     assert [int(frame.payload[:4]) for frame in slow.frames] == list(range(taken.count(True)))
     with contextlib.suppress(BlockingIOError):
         rig.until(lambda: rig.engine.waiting(slow.handle) == 0)
-
-
-@pytest.fixture
-def rig(make_rig: MakeRig) -> Rig:
-    return make_rig()

@@ -5,7 +5,6 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,13 +14,6 @@ from fastpresence.http import HttpError, RequestParser
 from tests.support.engine import KEY, Rig
 
 CHUNKED = b"POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.end()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """Messages that the engine answers by itself: exactly those it was taught, after a silence, while an answer stands."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from fastpresence._native import engine as native
 from fastpresence._native.framing import BINARY, COMPRESSED, PING, PONG, TEXT, Frame, build, build_masked
-from tests.support.engine import KEY, Client, Rig
+from tests.support.engine import KEY, Client, MakeRig, Rig
 
-MakeRig = Callable[..., Rig]
 BEAT = b'{"who":"me","at":1700000000}'
 START, END = BEAT.index(b"1"), BEAT.index(b"}")
 ANSWER = b"yours"
