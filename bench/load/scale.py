@@ -116,7 +116,7 @@ def _watchers(setting: Setting, outcome: Outcome) -> None:
                 "idle", population.server, setting.cpus, connections=crowd, tokens=tokens, options=options
             ) as swarm:
                 time.sleep(setting.seconds(0.5, 0.1))
-                changes = setting.size(max(20, min(400, 100_000 // crowd)), 40)  # some seconds, whatever the crowd
+                changes = setting.size(max(10, min(400, 100_000 // crowd)), 40)  # some seconds, whatever the crowd
                 costs: list[float] = []
                 pace_ms = 0.0
                 for number in range(RUNS + 1):
@@ -192,7 +192,8 @@ def _fitted(
     fit, grows = line(points), power(points)
     each = fit.each * 1000 if unit in ("ms", "MB") else fit.each
     smaller = {"ms": "µs", "MB": "KB", "µs": "µs"}[unit]
-    text = f"{fit.base:,.1f} {unit} + {each:,.3g} {smaller} each (R² {fit.share:.3f}), power {grows:.2f}"
+    amount = f"{each:,.0f}" if each >= 100 else f"{each:.3g}"
+    text = f"{fit.base:,.1f} {unit} + {amount} {smaller} each (R² {fit.share:.3f}), power {grows:.2f}"
     outcome.curves.append(Curve(name, x, y, points, fit=along(points, fit.at), fit_text=text))
     outcome.rows += [[name, f"{at:,.0f} {x}", f"{value:,.1f} {y}"] for at, value in points]
     outcome.notes.append(f"{name}: {text}")
