@@ -48,8 +48,9 @@ class Profiler:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
         )
         if look.returncode:
+            words = " ".join(look.stderr.partition("Stack backtrace")[0].split())
             raise BenchError(
-                f"py-spy may not look at other processes: {' '.join(look.stderr.split())[-300:]}\n"
+                f"py-spy may not look at other processes: {words}\n"
                 "  It needs root, the capability SYS_PTRACE (in a container: --cap-add SYS_PTRACE), or "
                 "sysctl kernel.yama.ptrace_scope=0"
             )
