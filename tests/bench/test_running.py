@@ -82,5 +82,5 @@ def test_a_profile_that_can_t_be_is_refused_before_anything_runs(tmp_path: Path)
         profiler = Profiler("fanout", tmp_path)
     except BenchError as error:
         pytest.skip(f"this machine does not allow it: {error}")
-    with pytest.raises(BenchError, match="may not look at other processes: Error: .*No such file"):
+    with pytest.raises(BenchError, match=r"may not look at other processes: Error: .*No such file"):
         profiler.probe(2**22)  # nobody's: ids end before
