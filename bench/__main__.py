@@ -1,4 +1,4 @@
-"""`python -m bench`: list, run, compare, report, rivals, scale, profile, guard.
+"""`python -m bench`: list, run, compare, report, micro, rivals, scale, profile, guard.
 
 Exit code 0 when every bar asked about is met, 1 when one is missed, a result is wrong or a comparison got worse, 2 for
 bad usage or when nothing could be measured or compared. A quick run judges right and wrong, not speed.
@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from bench.load.scale import scale
 from bench.load.servers import Server
 from bench.load.setting import Cpus, Setting
 from bench.machine import Machine
+from bench.micro.run import micro
 from bench.outcome import BenchError, Outcome
 from bench.profiling import Profiler
 from bench.progress import Progress
@@ -55,6 +57,7 @@ SCENARIOS: Final[dict[str, tuple[Scenario, str]]] = {
     "idle": (crowd.idle, "15,000 quiet connections: memory and CPU"),
     "scale": (scale, "how cost grows with connections, watchers and changes, fitted"),
     "rivals": (rivals, "other servers at the same job: one table of ratios"),
+    "micro": (micro, "single functions: frames, codec, wheel, roster, flush"),
 }
 
 
@@ -73,18 +76,23 @@ def main(arguments: list[str] | None = None) -> int:
     beside = commands.add_parser("rivals", help="run rivals: one table of ratios, and where fastpresence loses")
     beside.add_argument("--install-hints", action="store_true", help="how to get each rival, and which are here")
     beside.add_argument("--quick", action="store_true", help="seconds, small: does it work")
+    single = commands.add_parser("micro", help="run micro: single functions")
+    single.add_argument("--quick", action="store_true", help="seconds: does it work")
     growing = commands.add_parser("scale", help="run scale: how cost grows, with its fits")
     growing.add_argument("--quick", action="store_true", help="seconds, small: does it work")
     profiling = commands.add_parser("profile", help="a flame graph of the worker, and its CPU by stage")
     profiling.add_argument("name", metavar="SCENARIO", choices=list(SCENARIOS))
     profiling.add_argument("--quick", action="store_true", help="seconds, small: does it work")
     guarding = commands.add_parser("guard", help="instructions of fixed hot paths, beside what this was made from")
-    guarding.add_argument("--base", metavar="REVISION", help="instead of the merge base with origin/main")
+    guarding.add_argument(
+        "--base", metavar="REV", default=os.environ.get("GUARD_BASE") or None,
+        help="default: GUARD_BASE, or where HEAD left origin/main, or the commit before",
+    )  # fmt: skip
     reporting = commands.add_parser(
         "report", help="one HTML file of the newest outcome of every scenario, and PNG files"
     )
     reporting.add_argument("files", nargs="*", metavar="FILE", help="of these results files only")
-    for command in (run, comparing, reporting, beside, growing, profiling):
+    for command in (run, comparing, reporting, beside, single, growing, profiling, guarding):
         command.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help="default: %(default)s")
     given = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):  # what was started is ended on every way out
@@ -100,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(lines))
             return code
         if given.command == "guard":
-            return guard(given.base)
+            # It builds its own trees, and needs every CPU.
+            counting = {"guard": (partial(guard, base=given.base), "instructions of fixed hot paths")}
+            return measure(counting, Cpus.allowed(), quick=False, folder=given.results)
         if given.command == "report":
             files = [Results.read(find(name, given.results)) for name in given.files] or newest(given.results)
             page, count = write(files, given.results)

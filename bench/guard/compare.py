@@ -1,12 +1,15 @@
-"""Counts the paths of two trees and says which one costs more. `python -m bench guard [--base REVISION]`
+"""Counts the paths of two trees and says which one costs more: `python -m bench guard`.
 
-    change: the working tree                        base: the merge base with origin/main; where that is the change
-                                                    itself (it has landed), the commit before it
-    both are built in a folder of their own, with the same compiler and flags, and counted at the same time
+    change  the working tree
+    base    what --base or GUARD_BASE names; else where HEAD left the upstream main; where HEAD is a part of that (it
+            has landed), HEAD if the working tree differs from it, the commit before HEAD if not
+    Both are built in a folder of their own, with the same compiler and flags, and counted at the same time.
 
 More than the tolerance fails, unless a commit message between the two has a line that says why:
 
     Instructions: NAME: REASON
+
+Only what is measured makes trees differ (`sources.MEASURED`): without such a difference nothing is compared.
 """
 
 import os
@@ -14,79 +17,81 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from bench.guard.paths import ROUNDS
-from bench.outcome import BenchError, table
+from bench.guard.paths import PATHS, ROUNDS
+from bench.load.build import library
+from bench.load.setting import Setting
+from bench.outcome import Bar, BenchError, Outcome
+from bench.sources import MEASURED, ROOT, commit, git
 
-__all__ = ["base_of_change", "guard", "judge", "read_counts", "waivers"]
+__all__ = ["base_of_change", "differs", "guard", "judge", "read_counts", "waivers"]
 
-HERE: Final = Path(__file__).resolve().parent
-ROOT: Final = HERE.parents[1]
+PATHS_FILE: Final = Path(__file__).resolve().parent / "paths.py"
 TOLERANCE: Final = 0.05
 TIMEOUT_S: Final = 300
 WAIVER: Final = re.compile(r"^Instructions: *(?P<name>[a-z-]+): *(?P<reason>\S.*)$", re.MULTILINE)
 MAIN: Final = ("origin/main", "main")
+NOTHING: Final = "NOTHING IS COMPARED, these are counts only:"
 
 
-def guard(base: str | None = None) -> int:
-    """Prints the comparison. 0: nothing costs more, or what does is waived; 1: something does."""
+def guard(setting: Setting, *, base: str | None = None) -> Outcome:
+    """Counts, and what became more. Raises BenchError where that can't be told."""
     if shutil.which("valgrind") is None:
         raise BenchError("the guard counts with valgrind, which is not here (Debian: apt-get install valgrind)")
-    revision = base or base_of_change()
-    with tempfile.TemporaryDirectory(prefix="fastpresence-guard-") as name, ThreadPoolExecutor(2) as pool:
-        folder = Path(name)
-        marks = _marks(folder)
-        trees = {"change": folder / "change", "base": folder / "base"}
-        _copy_working_tree(trees["change"])
-        if revision is None:
-            print("no commit before this one is known here: counts only")
-            del trees["base"]
-        else:
-            _check_out(revision, trees["base"])
-        list(pool.map(_build, trees.values()))
-        counts = dict(zip(trees, pool.map(lambda tree: _count(tree, marks), trees.values()), strict=True))
-    if revision is None:
-        print("\n".join(table(["path", "instructions"], [[n, f"{c:,.0f}"] for n, c in counts["change"].items()])))
-        return 0
-    waived = waivers(_git("log", "--format=%B", f"{revision}..HEAD"))
-    rows, worse = judge(counts["base"], counts["change"], waived)
-    print(f"instructions, base {_git('rev-parse', '--short', revision).strip()}, change {_name_of_change()}")
-    print("\n".join(table(["path", "base", "change", "difference", ""], rows)))
+    revision, why = base_of_change(base)
+    outcome = Outcome(
+        "guard",
+        "How many instructions do the hot paths take, beside what this was made from?",
+        "the kernel's, caches, and what a mispredicted branch costs",
+        f"{ROUNDS} rounds of each beneath callgrind, change {commit()}; {why}",
+        ["path", "base", "change", "difference", ""],
+    )
+    marks, steady = library("marks"), _steady()
+    if not steady:
+        outcome.notes.append("setarch -R is not to be had: addresses are others each time, and counts a little")
+    trees = [setting.directory / "this"]  # as long as "base": paths of modules are in memory, and move what is behind
+    _copy_working_tree(trees[0])
+    if revision is not None:
+        trees.append(setting.directory / "base")
+        _check_out(revision, trees[1])
+    with ThreadPoolExecutor(len(trees)) as pool:
+        list(pool.map(_build, trees))
+        counted = list(pool.map(lambda tree: _count(tree, marks, steady, outcome.notes), trees))
+    waived = waivers(git("log", "--format=%B", f"{revision}..HEAD")) if revision else {}
+    outcome.rows, worse = judge(counted[1] if revision else {}, counted[0], waived)
+    for name, count in counted[0].items():
+        outcome.figure(name, "instructions", [] if count is None else [count])
+    text = f"every path runs, and none takes over {100 * TOLERANCE:.0f} % more than its base"
+    outcome.bars.append(Bar(f"{text} (here {', '.join(worse) or 'none'})", not worse, by_time=False))
     if worse:
-        print(
-            f"over the tolerance of {100 * TOLERANCE:.0f} %: {', '.join(worse)}. If that is meant, say so in a line of "
-            f"a commit message: Instructions: {worse[0]}: REASON"
-        )
-    return int(bool(worse))
+        outcome.notes.append(f"if that is meant, a line of a commit message says so: Instructions: {worse[0]}: REASON")
+    return outcome
 
 
 def judge(
-    base: dict[str, float], change: dict[str, float], waived: dict[str, str]
+    base: dict[str, float | None], change: dict[str, float | None], waived: dict[str, str]
 ) -> tuple[list[list[str]], list[str]]:
-    """Rows of the table, and the paths that cost too much without a reason."""
+    """Rows of the table, and the paths that cost too much, or do not run any more, without a reason."""
     rows, worse = [], []
     for name, count in change.items():
         before = base.get(name)
-        if before is None:
-            rows.append([name, "-", f"{count:,.0f}", "-", "new"])
-            continue
-        difference = count / before - 1
-        word = ""
-        if difference > TOLERANCE:
-            word = f"waived: {waived[name]}" if name in waived else "MORE"
-            if name not in waived:
+        difference = count / before - 1 if count is not None and before is not None else None
+        if count is None or (difference is not None and difference > TOLERANCE):
+            word = "MORE" if count is not None else "DOES NOT RUN"
+            if name in waived:
+                word = f"waived: {waived[name]}"
+            else:
                 worse.append(name)
-        elif difference < -TOLERANCE:
-            word = "less"
-        rows.append([name, f"{before:,.0f}", f"{count:,.0f}", f"{100 * difference:+.1f} %", word])
-    for name in base.keys() - change.keys():
-        rows.append([name, f"{base[name]:,.0f}", "-", "-", "GONE"])
-        if name not in waived:
-            worse.append(name)
+        elif difference is None:
+            word = "new, not compared"
+        else:
+            word = "less" if difference < -TOLERANCE else ""
+        cells = ["-" if each is None else f"{each:,.0f}" for each in (before, count)]
+        rows.append([name, *cells, "-" if difference is None else f"{100 * difference:+.1f} %", word])
     return rows, worse
 
 
@@ -95,7 +100,7 @@ def waivers(messages: str) -> dict[str, str]:
     return {found["name"]: found["reason"].strip() for found in WAIVER.finditer(messages)}
 
 
-def read_counts(dumps: list[str]) -> dict[str, float]:
+def read_counts(dumps: Sequence[str]) -> dict[str, float]:
     """Instructions a round by path, from callgrind's dumps."""
     counts = {}
     for dump in dumps:
@@ -106,45 +111,60 @@ def read_counts(dumps: list[str]) -> dict[str, float]:
     return counts
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def base_of_change(named: str | None) -> tuple[str | None, str]:
+    """What to compare with, and a word for a person on why; None where there is nothing to compare.
+
+    Raises BenchError for a name that git does not know here.
+    """
+    found, why = _find_base(named)
+    if found is None:
+        return None, f"{NOTHING} {why}"
+    short = git("rev-parse", "--short", found)
+    if not differs(found):
+        return None, f"{NOTHING} {', '.join(MEASURED)} are those of the base {short} ({why})"
+    return found, f"BASE {short}: {why}"
 
 
-def _revision(name: str) -> str | None:
+def _find_base(named: str | None) -> tuple[str | None, str]:
+    if named is not None:
+        found = _revision(named)
+        if found is None:
+            raise BenchError(f"there is no commit {named!r} here to be the guard's base (not fetched?)")
+        return found, f"named as {named}"
+    head = _revision("HEAD")
+    for main in MAIN:
+        fork = _revision(main) and _output("merge-base", "HEAD", main)
+        if fork and fork != head:
+            return fork, f"where HEAD left {main}"
+        if fork:
+            break
+    if head and differs(head):
+        return head, "HEAD, from which the working tree differs"
+    return _revision("HEAD^"), "the commit before HEAD" if _revision("HEAD^") else "no commit before HEAD is known here"
+
+
+def differs(revision: str) -> bool:
+    """Whether what is measured is another one in the working tree, files that git does not know yet included."""
+    changed = git("diff", "--name-only", revision, "--", *MEASURED)
+    return bool(changed or git("ls-files", "--others", "--exclude-standard", "--", *MEASURED))
+
+
+def _output(*words: str) -> str | None:
+    """What git prints, or None where it says no."""
     try:
-        return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
-    except (OSError, subprocess.CalledProcessError):
+        return git(*words)
+    except BenchError:
         return None
 
 
-def base_of_change() -> str | None:
-    """What to compare with; None when there is nothing before HEAD, or no history at all."""
-    head = _revision("HEAD")
-    for main in MAIN:
-        if head is None or _revision(main) is None:
-            continue
-        try:
-            found = _git("merge-base", "HEAD", main).strip()
-        except subprocess.CalledProcessError:
-            continue  # no common history: a shallow clone
-        if found != head or _git("status", "--porcelain").strip():
-            return found
-        break
-    return _revision("HEAD^")
-
-
-def _name_of_change() -> str:
-    return _git("rev-parse", "--short", "HEAD").strip() + ("+" if _git("status", "--porcelain").strip() else "")
+def _revision(name: str) -> str | None:
+    return _output("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
 
 def _copy_working_tree(to: Path) -> None:
     """Everything that is, or would be, part of a commit."""
-    try:
-        names = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        raise BenchError("the guard compares git trees, and this is none") from None
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
+    for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if name and (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, to / name)
 
@@ -167,22 +187,21 @@ def _build(tree: Path) -> None:
         raise BenchError(f"{tree.name} does not build:\n{result.stderr[-2000:]}")
 
 
-def _marks(folder: Path) -> Path:
-    library = folder / "marks.so"
-    command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(HERE / "marks.c")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise BenchError(f"cc could not build the guard's marks (valgrind's headers?):\n{result.stderr}")
-    return library
+def _steady() -> list[str]:
+    """What gives a program the same addresses each time, where we may: in many a container we may not."""
+    words = ["setarch", "-R"]
+    try:
+        return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
+    except OSError:
+        return []
 
 
-def _count(tree: Path, marks: Path) -> dict[str, float]:
-    """Run the paths of this tree beneath callgrind."""
+def _count(tree: Path, marks: Path, steady: list[str], notes: list[str]) -> dict[str, float | None]:
+    """Run the paths of this tree beneath callgrind: instructions a round, None for one that does not run."""
     dumps = tree / "callgrind.out"
     command = [
-        *(["setarch", "--addr-no-randomize"] if shutil.which("setarch") else []),
-        *("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={dumps}", "--quiet"),
-        *(sys.executable, str(HERE / "paths.py"), str(marks)),
+        *(*steady, "valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={dumps}", "--quiet"),
+        *(sys.executable, str(PATHS_FILE), str(marks)),
     ]
     # The same environment on either side, down to its length: it is on the stack. PYTHONPATH comes before an editable
     # install; without PYTHONSAFEPATH the folder of the script would as well.
@@ -193,10 +212,11 @@ def _count(tree: Path, marks: Path) -> dict[str, float]:
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    result = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
+    try:
+        result = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"the paths of {tree.name} did not end within {TIMEOUT_S} s") from None
     if result.returncode or "done" not in result.stdout:
         raise BenchError(f"the paths of {tree.name} did not run:\n{(result.stdout + result.stderr)[-2000:]}")
-    for line in result.stdout.splitlines():
-        if line.startswith("missing"):
-            print(f"{tree.name}: {line}")
-    return read_counts([path.read_text() for path in sorted(tree.glob("callgrind.out.*"))])
+    notes += [f"{tree.name}: {line}" for line in result.stdout.splitlines() if line.startswith("missing")]
+    return dict.fromkeys(PATHS) | read_counts([path.read_text() for path in sorted(tree.glob("callgrind.out.*"))])

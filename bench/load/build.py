@@ -19,8 +19,11 @@ SOURCES: Final = {
         for name in ("swarm", "wire", "dialect", "decode", "inflate", "modes", "fanout", "sync", "storm", "life")
     ],
 }
-#: Kernels of ours that are asked by themselves, as shared libraries.
-KERNELS: Final = {"mask": BENCH.parent / "native" / "kernel" / "mask.c"}
+#: What Python calls by itself, as shared libraries: a kernel of ours, the guard's marks.
+LIBRARIES: Final = {
+    "mask": BENCH.parent / "native" / "kernel" / "mask.c",
+    "marks": BENCH / "guard" / "marks.c",
+}
 FLAGS: Final = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
@@ -32,8 +35,8 @@ def program(name: str) -> Path:
 
 
 def library(name: str) -> Path:
-    """The path of a kernel as a shared library, built as the package builds it, up to date."""
-    source = KERNELS[name]
+    """The path of a shared library, built as the package builds its kernels, up to date."""
+    source = LIBRARIES[name]
     include = BENCH.parent / "native" / "include"
     words = ["-O3", "-shared", "-fPIC", "-I", str(include), str(source)]
     return _built(BUILD / f"{name}.so", [source, *include.glob("*.h")], words)
@@ -44,7 +47,10 @@ def _built(binary: Path, depends: list[Path], words: list[str]) -> Path:
         return binary
     BUILD.mkdir(exist_ok=True)
     fresh = BUILD / f"{binary.name}.{os.getpid()}"  # moved into place: a second bench may be running the old one
-    result = subprocess.run(["cc", *FLAGS, "-o", str(fresh), *words], capture_output=True, text=True)
+    try:
+        result = subprocess.run(["cc", *FLAGS, "-o", str(fresh), *words], capture_output=True, text=True)
+    except OSError as error:
+        raise BenchError(f"{binary.name} needs cc, a C compiler: {error} (Debian: apt-get install gcc)") from None
     if result.returncode:
         raise BenchError(f"cc could not build {binary.name}:\n{result.stderr}")
     fresh.rename(binary)

@@ -1,1 +1,1 @@
-"""One question a file, by pytest-benchmark: python -m pytest bench/micro --benchmark-only."""
+"""One question a file, by pytest-benchmark; run: all of them as one scenario, `python -m bench micro`."""
