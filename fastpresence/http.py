@@ -1,6 +1,7 @@
 """HTTP/1.1 requests and answers on httptools, sans-IO: for the public port and the admin face.
 
     bytes -> RequestParser.feed() -> [Request, ...]  or HttpError (answer it, then end the connection)
+                          .expecting() -> a Request whose body comes when it was told CONTINUE
 
 One parser lives while its connection speaks HTTP. Everything it holds is bounded: head, number of headers, body. A
 request that asks for an upgrade ends the parser: `Request.after` has the bytes that came behind it. May import errors.
@@ -15,12 +16,15 @@ import msgspec
 
 from fastpresence.errors import FastPresenceError
 
-__all__ = ["HttpError", "Request", "RequestParser", "answer", "answer_error"]
+__all__ = ["CONTINUE", "HttpError", "Request", "RequestParser", "answer", "answer_error"]
 
 HEAD_MAX: Final = 16_384  #: bytes of request line and headers
 HEADERS_MAX: Final = 64
 #: Bytes on the wire for each byte of a chunked body, at most: chunks of one byte cost six.
 CHUNK_COST: Final = 8
+
+#: Go on with the body (RFC 9110, section 15.2.1).
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 PHRASES: Final = {
     200: "OK",
@@ -34,6 +38,7 @@ PHRASES: Final = {
     409: "Conflict",
     413: "Content Too Large",
     414: "URI Too Long",
+    417: "Expectation Failed",
     422: "Unprocessable Content",
     426: "Upgrade Required",
     429: "Too Many Requests",
@@ -125,6 +130,19 @@ class RequestParser:
         """Take in bytes; returns the requests that they complete. Raises `HttpError`."""
         return self._cutter.feed(self._native, data)
 
+    def expecting(self) -> Request | None:
+        """The request whose client waits for a word before it sends the body (`Expect`); told once."""
+        cutter = self._cutter
+        if not cutter.expects:
+            return None
+        cutter.expects = False
+        return cutter.head
+
+    @property
+    def head(self) -> Request:
+        """What came so far of the request that is being read, or was refused; its method once its head was whole."""
+        return self._cutter.head
+
 
 class _Refused(Exception):
     """Out of httptools, at once; the `HttpError` is kept by the cutter."""
@@ -154,7 +172,13 @@ class _Cutter:
         self._body_have = 0
         self._behind_head = 0
         self._in_head = True
+        self._method = ""
         self._current: Request | None = None
+        self.expects = False  #: the client waits for a word before it sends the body
+
+    @property
+    def head(self) -> Request:
+        return self._current or Request(self._method, self._target, self._headers, False)
 
     def feed(self, parser: Any, data: bytes) -> list[Request]:
         self._done = []
@@ -224,6 +248,7 @@ class _Cutter:
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._method = self._parser.get_method().decode("latin-1")
         if self._parser.get_http_version() != "1.1":
             self._refuse(400, "bad_request", "HTTP/1.1 is spoken here")
         if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_MAX:
@@ -240,13 +265,12 @@ class _Cutter:
             self._headers = [(name, host if name == b"host" else value) for name, value in self._headers]
         elif b"#" in self._target:
             self._refuse(400, "bad_request", "a request target has no fragment")
-        method = self._parser.get_method().decode("latin-1")
-        self._current = Request(method, self._target, self._headers, self._parser.should_keep_alive())
+        self._current = Request(self._method, self._target, self._headers, self._parser.should_keep_alive())
 
     def _check_headers(self) -> None:
         """What decides where this request goes and where the next one begins (RFC 9112, sections 3.2 and 6)."""
         hosts = 0
-        has_body = False
+        has_body = expects = False
         for name, value in self._headers:
             if name == b"host":
                 hosts += 1
@@ -262,12 +286,18 @@ class _Cutter:
                 has_body = True
                 if value.lower() != b"chunked":
                     self._refuse(400, "bad_request", "Transfer-Encoding: only chunked is known here")
+            elif name == b"expect":
+                expects = True
+                if value.lower() != b"100-continue":  # RFC 9110, section 10.1.1
+                    self._refuse(417, "bad_request", "Expect: only 100-continue is known here")
         if hosts != 1:
             self._refuse(400, "bad_request", "one Host header is required")
         if has_body and self._parser.should_upgrade():
             self._refuse(400, "bad_request", "a request that asks for an upgrade has no body")
+        self.expects = expects and has_body
 
     def on_body(self, part: bytes) -> None:
+        self.expects = False
         self._body_have += len(part)
         if self._body_have > self._body_size:
             self._refuse(413, "too_large", f"body over {self._body_size} bytes")
@@ -283,9 +313,17 @@ class _Cutter:
 
 
 def answer(
-    status: int, body: Any = None, *, headers: tuple[tuple[str, str], ...] = (), keep_alive: bool = True
+    status: int,
+    body: Any = None,
+    *,
+    headers: tuple[tuple[str, str], ...] = (),
+    keep_alive: bool = True,
+    is_head: bool = False,
 ) -> bytes:
-    """A whole response; `body` is encoded as JSON. Header values are ours, never a stranger's text."""
+    """A whole response; `body` is encoded as JSON. Header values are ours, never a stranger's text.
+
+    `is_head`: to a HEAD, which is answered without the body that its headers speak of (RFC 9110, section 9.3.2).
+    """
     payload = b"" if body is None else _encode(body)
     lines = [f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}"]
     if body is not None:
@@ -296,13 +334,13 @@ def answer(
     if not keep_alive:
         lines.append("Connection: close")
     lines.extend(f"{name}: {value}" for name, value in headers)
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + payload
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (b"" if is_head else payload)
 
 
-def answer_error(error: HttpError, *, keep_alive: bool = False) -> bytes:
+def answer_error(error: HttpError, *, keep_alive: bool = False, is_head: bool = False) -> bytes:
     """The response that an `HttpError` asks for."""
     body = {"error": {"code": error.code, "message": error.message}}
     headers = error.headers
     if error.status == 401:
         headers = (*headers, ("WWW-Authenticate", "Bearer"))  # RFC 9110, section 15.5.2
-    return answer(error.status, body, headers=headers, keep_alive=keep_alive)
+    return answer(error.status, body, headers=headers, keep_alive=keep_alive, is_head=is_head)

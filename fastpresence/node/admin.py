@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from fastpresence.credentials import ApiKeys
-from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
+from fastpresence.http import CONTINUE, HttpError, Request, RequestParser, answer, answer_error
 from fastpresence.logs import Repeats
 from fastpresence.messages import UserId
 
@@ -127,8 +127,8 @@ class AdminFace:
 
 
 def _only_get(request: Request) -> None:
-    if request.method != "GET":
-        raise HttpError(405, "bad_request", "GET is what this path takes", (("Allow", "GET"),))
+    if request.method not in ("GET", "HEAD"):
+        raise HttpError(405, "bad_request", "GET, HEAD is what this path takes", (("Allow", "GET, HEAD"),))
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -231,10 +231,13 @@ class _Connection(asyncio.BufferedProtocol):
                 self._is_scheduled = True
                 self._loop.call_soon(self._answer_later)
         elif self._fault is not None:
-            transport.write(answer_error(self._fault))
+            transport.write(answer_error(self._fault, is_head=self._parser.head.method == "HEAD"))
             self._finish(transport)
         elif self._is_over:
             self._finish(transport)
+        elif self._parser.expecting():
+            transport.write(CONTINUE)
+            transport.resume_reading()
         elif self._is_full:
             transport.pause_reading()
         else:
@@ -243,10 +246,12 @@ class _Connection(asyncio.BufferedProtocol):
     def _answer(self, transport: asyncio.Transport, request: Request) -> bool:
         """False when the connection ends behind it."""
         keep = request.keep_alive and not request.upgrade
+        is_head = request.method == "HEAD"
         try:
-            response = answer(200, self._face.handle(request, self._loop.time()), keep_alive=keep)
+            found = self._face.handle(request, self._loop.time())
+            response = answer(200, found, keep_alive=keep, is_head=is_head)
         except HttpError as error:
-            response = answer_error(error, keep_alive=keep)
+            response = answer_error(error, keep_alive=keep, is_head=is_head)
         except Exception:
             LOG.exception("fault")  # of ours: this connection pays for it
             transport.abort()

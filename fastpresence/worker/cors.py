@@ -48,7 +48,7 @@ class Origins:
 def preflight(methods: tuple[str, ...], headers: tuple[tuple[str, str], ...], *, keep_alive: bool) -> bytes:
     """The answer to OPTIONS on a path that takes these methods; `headers` are those of `Origins.headers`."""
     if len(headers) == 1:
-        raise HttpError(403, "forbidden", "this origin may not ask", headers)
+        raise HttpError(403, "forbidden", "this origin may not ask")
     allowed = ", ".join((*methods, "OPTIONS"))
     more: tuple[tuple[str, str], ...] = (("Allow", allowed),)
     if headers:

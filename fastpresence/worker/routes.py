@@ -5,7 +5,7 @@ beyond the presence core (messages, closing connections) is the worker's: `Actio
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -107,7 +107,8 @@ class Revocation(Struct, frozen=True):
 
 #: A path's parts behind BASE; None stands for a name.
 _Path = tuple[str | None, ...]
-_Handler = Callable[..., Any]
+#: Who asks, by the head alone (raises HttpError); then what to answer, given that and the names in the path.
+_Route = tuple[Callable[[Request, Now], Any], Callable[..., Any]]
 
 
 class Routes:
@@ -127,16 +128,16 @@ class Routes:
         self._actions = actions
         self._polls = Pace(settings.limits.rate, settings.limits.burst, POLLERS)
         self.renew(settings, keys, api_keys, login_keys)
-        self._table: dict[_Path, dict[str, _Handler]] = {
-            ("rts-token",): {"POST": self._rts_token},
-            ("query",): {"POST": self._query},
-            ("poll",): {"POST": self._poll},
-            ("tokens", "revoke"): {"POST": self._revoke},
-            ("users", None, "status"): {"POST": self._force_status},
-            ("users", None, "messages"): {"POST": self._message},
-            ("users", None, "sessions"): {"DELETE": self._kick},
-            ("rooms", None): {"GET": self._room},
-            (None,): {"GET": self._entry},
+        self._table: dict[_Path, dict[str, _Route]] = {
+            ("rts-token",): {"POST": (self._login, self._rts_token)},
+            ("query",): {"POST": (self._authorize, self._query)},
+            ("poll",): {"POST": (self._pollster, self._poll)},
+            ("tokens", "revoke"): {"POST": (self._api_only, self._revoke)},
+            ("users", None, "status"): {"POST": (self._api_only, self._force_status)},
+            ("users", None, "messages"): {"POST": (self._api_only, self._message)},
+            ("users", None, "sessions"): {"DELETE": (self._api_only, self._kick)},
+            ("rooms", None): {"GET": (self._authorize, self._room)},
+            (None,): {"GET": (self._authorize, self._entry)},
         }
 
     def renew(self, settings: Settings, keys: TokenKeys, api_keys: ApiKeys, login_keys: LoginKeys | None) -> None:
@@ -148,33 +149,52 @@ class Routes:
 
     def handle(self, request: Request, now: Now) -> Any:
         """The answer's JSON to a request that is no upgrade. Raises HttpError."""
-        handlers, names = self._find(request)
-        handler = handlers.get(request.method)
-        if handler is None:
-            allowed = ", ".join(handlers)
-            raise HttpError(405, "bad_request", f"{allowed} is what this path takes", (("Allow", allowed),))
+        (guard, handler), names = self._find(request)
+        who = guard(request, now)
         try:
-            return handler(request, now, *names)
+            return handler(request, now, who, *names)
         except RequestError as error:
             raise HttpError(STATUS_OF.get(type(error), 422), error.code, str(error)) from None
 
+    def admit(self, request: Request, now: Now) -> None:
+        """Whether the body is worth sending, by the request's head. Raises HttpError."""
+        if request.method == "OPTIONS":
+            self.methods(request)
+        else:
+            (guard, _), _ = self._find(request)
+            guard(request, now)
+
     def methods(self, request: Request) -> tuple[str, ...]:
         """What the request's path takes. Raises HttpError."""
-        return tuple(self._find(request)[0])
+        methods = [method for routes, _ in self._matches(request) for method in routes]
+        if not methods:
+            raise HttpError(404, "not_found", "no such path")
+        if "GET" in methods:
+            methods.append("HEAD")
+        return tuple(methods)
 
-    def _find(self, request: Request) -> tuple[dict[str, _Handler], list[str]]:
-        """What a path takes by method, and the names in it, unquoted. Raises HttpError."""
+    def _find(self, request: Request) -> tuple[_Route, list[str]]:
+        """Who answers a request, and the names in its path, unquoted. Raises HttpError."""
+        method = "GET" if request.method == "HEAD" else request.method
+        for routes, names in self._matches(request):
+            if method in routes:
+                return routes[method], names
+        allowed = ", ".join(self.methods(request))
+        raise HttpError(405, "bad_request", f"{allowed} is what this path takes", (("Allow", allowed),))
+
+    def _matches(self, request: Request) -> Iterator[tuple[dict[str, _Route], list[str]]]:
+        """What a path takes by method, and the names in it: those with fewer names first. Raises HttpError."""
         if request.path == WEBSOCKET:
             raise HttpError(426, "upgrade_required", "this path speaks WebSocket", (("Upgrade", "websocket"),))
         if request.path.startswith(f"{BASE}/"):
             parts = request.path.removeprefix(f"{BASE}/").split("/")
-            for path, handlers in self._table.items():  # those with fewer names come first
+            for path, routes in self._table.items():
                 if len(path) == len(parts) and all(
                     part if mine is None else part == mine for mine, part in zip(path, parts, strict=True)
                 ):
-                    names = [unquote(part) for mine, part in zip(path, parts, strict=True) if mine is None]
-                    return handlers, names
-        raise HttpError(404, "not_found", "no such path")
+                    yield routes, [unquote(part) for mine, part in zip(path, parts, strict=True) if mine is None]
+
+    # Who may: each of these is asked before the body is looked at.
 
     def _authorize(self, request: Request, now: Now) -> Claims | None:
         """What the request's token says; None for an API key. Raises HttpError 401."""
@@ -188,21 +208,38 @@ class Routes:
         except TokenError as error:
             raise HttpError(401, "unauthorized", str(error)) from None
 
-    def _allow(self, request: Request, now: Now, *, user_ids: Iterable[str] = (), rooms: Iterable[str] = ()) -> None:
-        """Whoever asks may see these. Raises HttpError 401, Forbidden."""
-        claims = self._authorize(request, now)
-        rights = None if claims is None else Rights.of(claims)
-        if rights is not None:
-            rights.check(user_ids, rooms)
-
-    def _api_only(self, request: Request) -> None:
+    def _api_only(self, request: Request, now: Now) -> None:
         """The application's server. Raises HttpError 401."""
         credential = request.bearer()
         if credential is None or not self._api_keys.contains(credential):
             raise HttpError(401, "unauthorized", "Authorization: Bearer and an API key is required")
 
-    def _rts_token(self, request: Request, now: Now) -> Any:
-        login = self._login(request, now)
+    def _pollster(self, request: Request, now: Now) -> Claims:
+        """A user with a token of his own. Raises HttpError 401, 403."""
+        claims = self._authorize(request, now)
+        if claims is None:
+            raise HttpError(401, "unauthorized", "a user polls with a token of his own")
+        if claims.user_type not in self._settings.presence.user_types:
+            raise HttpError(403, "forbidden", "the token's user type is not one of presence.user_types")
+        return claims
+
+    def _login(self, request: Request, now: Now) -> LoginClaims | None:
+        """What the application says of its user; None for the application itself. Raises HttpError 401."""
+        credential = request.bearer()
+        if credential is not None:
+            if self._api_keys.contains(credential):
+                return None
+            if self._login_keys:
+                try:
+                    return self._login_keys.verify(credential, now=now.wall_us // 1_000_000)
+                except TokenError as error:
+                    raise HttpError(401, "unauthorized", str(error)) from None
+        needed = "an API key or a login token" if self._login_keys else "an API key"
+        raise HttpError(401, "unauthorized", f"Authorization: Bearer and {needed} is required")
+
+    # What is asked.
+
+    def _rts_token(self, request: Request, now: Now, login: LoginClaims | None) -> Any:
         asked = _body(request, TokenRequest)
         user_types = self._settings.presence.user_types
         if login is not None:
@@ -237,20 +274,6 @@ class Routes:
             "ws_url": self._ws_url(request),
         }
 
-    def _login(self, request: Request, now: Now) -> LoginClaims | None:
-        """What the application says of its user; None for the application itself. Raises HttpError 401."""
-        credential = request.bearer()
-        if credential is not None:
-            if self._api_keys.contains(credential):
-                return None
-            if self._login_keys:
-                try:
-                    return self._login_keys.verify(credential, now=now.wall_us // 1_000_000)
-                except TokenError as error:
-                    raise HttpError(401, "unauthorized", str(error)) from None
-        needed = "an API key or a login token" if self._login_keys else "an API key"
-        raise HttpError(401, "unauthorized", f"Authorization: Bearer and {needed} is required")
-
     def _ws_url(self, request: Request) -> str:
         public = self._settings.server.public_url
         if public is None:
@@ -260,20 +283,17 @@ class Routes:
         path = parts.path.rstrip("/") or WEBSOCKET
         return f"{scheme}://{parts.netloc}{path}"
 
-    def _query(self, request: Request, now: Now) -> Any:
-        claims = self._authorize(request, now)
+    def _query(self, request: Request, now: Now, claims: Claims | None) -> Any:
         asked = _body(request, Query)
-        rights = None if claims is None else Rights.of(claims)
-        if rights is not None:
-            rights.check(asked.user_ids, ())
+        _check_rights(claims, user_ids=asked.user_ids)
         return {"user_status": [self._service.get_user_status(user_id) for user_id in asked.user_ids]}
 
-    def _entry(self, request: Request, now: Now, user_id: str) -> Any:
-        self._allow(request, now, user_ids=[user_id])
+    def _entry(self, request: Request, now: Now, claims: Claims | None, user_id: str) -> Any:
+        _check_rights(claims, user_ids=[user_id])
         return self._service.get_user_status(_name("user_id", user_id))
 
-    def _room(self, request: Request, now: Now, name: str) -> Any:
-        self._allow(request, now, rooms=[name])
+    def _room(self, request: Request, now: Now, claims: Claims | None, name: str) -> Any:
+        _check_rights(claims, rooms=[name])
         room = self._service.audience.rooms.get(_name("room_id", name))
         if room is None:
             return {"room": name, "count": 0, "user_status": []}
@@ -282,12 +302,7 @@ class Routes:
         entries = [member.record.entry() for member in room.members.values() if not member.left]
         return {"room": name, "count": len(entries), "user_status": entries}
 
-    def _poll(self, request: Request, now: Now) -> Any:
-        claims = self._authorize(request, now)
-        if claims is None:
-            raise HttpError(401, "unauthorized", "a user polls with a token of his own")
-        if claims.user_type not in self._settings.presence.user_types:
-            raise HttpError(403, "forbidden", "the token's user type is not one of presence.user_types")
+    def _poll(self, request: Request, now: Now, claims: Claims) -> Any:
         if self._polls.is_over(claims.user_id, now.ms):
             raise HttpError(429, "rate_limited", "too many polls of this user", (("Retry-After", "1"),))
         asked = _body(request, Poll)
@@ -320,26 +335,29 @@ class Routes:
 
     # What only the application's server may do.
 
-    def _force_status(self, request: Request, now: Now, user_id: str) -> Any:
-        self._api_only(request)
+    def _force_status(self, request: Request, now: Now, who: None, user_id: str) -> Any:
         asked = _body(request, ForcedStatus)
         self._service.force_status(_name("user_id", user_id), asked.status, now=now)
         return self._service.get_user_status(user_id)
 
-    def _message(self, request: Request, now: Now, user_id: str) -> Any:
-        self._api_only(request)
+    def _message(self, request: Request, now: Now, who: None, user_id: str) -> Any:
         asked = _body(request, ServerMessage)
         to_user_id = _name("user_id", user_id)
         return {"delivered": self._actions.deliver(asked.from_user_id, to_user_id, asked.message, now)}
 
-    def _kick(self, request: Request, now: Now, user_id: str) -> Any:
-        self._api_only(request)
+    def _kick(self, request: Request, now: Now, who: None, user_id: str) -> Any:
         return {"user_id": user_id, "disconnected": self._actions.kick(_name("user_id", user_id), now)}
 
-    def _revoke(self, request: Request, now: Now) -> Any:
-        self._api_only(request)
+    def _revoke(self, request: Request, now: Now, who: None) -> Any:
         asked = _body(request, Revocation)
         return {"user_id": asked.user_id, "revoked_until": self._actions.revoke(asked.user_id, now)}
+
+
+def _check_rights(claims: Claims | None, *, user_ids: Iterable[str] = (), rooms: Iterable[str] = ()) -> None:
+    """Whoever asks may see these: the application anybody, a user whom his token names. Raises Forbidden."""
+    rights = None if claims is None else Rights.of(claims)
+    if rights is not None:
+        rights.check(user_ids, rooms)
 
 
 def _name(field: str, text: str) -> str:

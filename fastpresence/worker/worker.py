@@ -19,7 +19,7 @@ from fastpresence._native.wheel import Wheel
 from fastpresence.codec import Codec
 from fastpresence.credentials import ApiKeys, Revocations
 from fastpresence.errors import Unavailable, UserOffline
-from fastpresence.http import HttpError, Request, RequestParser, answer, answer_error
+from fastpresence.http import CONTINUE, HttpError, Request, RequestParser, answer, answer_error
 from fastpresence.link import LinkFrame, Revoke
 from fastpresence.logs import Repeats, event, set_level
 from fastpresence.messages import (
@@ -41,7 +41,7 @@ from fastpresence.tokens import LEEWAY, LoginKeys, TokenKeys
 from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
 from fastpresence.worker.cors import Origins, preflight
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
-from fastpresence.worker.handshake import Accepted, accept
+from fastpresence.worker.handshake import accept
 from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
@@ -306,7 +306,7 @@ class Worker:
         try:
             requests = owner.parser.feed(data)
         except HttpError as error:
-            self._reject(handle, error, now)
+            self._reject(handle, owner.parser.head, error, now)
         else:
             if self._is_late():
                 self.backlog.begin(owner, requests)
@@ -315,15 +315,15 @@ class Worker:
 
     def _answer_all(self, client: HttpClient, requests: list[Request], now: Now) -> None:
         """Requests of one connection in order: so many in this turn, the others later."""
-        try:
-            for at, request in enumerate(requests):
-                if at == PIPELINED or (at and self.backlog.is_full(client.handle)):
-                    self.backlog.begin(client, requests[at:])
-                    return
-                if not self._answer(client, request, now):
-                    return
-        except HttpError as error:
-            self._reject(client.handle, self._once_more(client.handle, error, now), now)
+        for at, request in enumerate(requests):
+            if at == PIPELINED or (at and self.backlog.is_full(client.handle)):
+                self.backlog.begin(client, requests[at:])
+                return
+            if not self._answer(client, request, now):
+                return
+        expecting = client.parser.expecting()
+        if expecting is not None:
+            self._answer_expectation(client.handle, expecting, now)
 
     def _once_more(self, handle: int, error: HttpError, now: Now) -> HttpError:
         """What to answer to a failure: whoever keeps guessing credentials is told to wait instead."""
@@ -333,13 +333,11 @@ class Worker:
 
     def _answer(self, client: HttpClient, request: Request, now: Now) -> bool:
         """False when the connection speaks HTTP no more."""
-        second = now.wall_us // 1_000_000
         if request.path == WEBSOCKET:
-            if self.draining:
-                raise HttpError(503, "unavailable", "this server is going away", (("Retry-After", "1"),))
-            user_types = self.settings.presence.user_types
-            accepted = accept(request, keys=self.keys, origins=self._origins, user_types=user_types, now=second)
-            self._open(client.handle, accepted, request.after, now)
+            try:
+                self._upgrade(client.handle, request, now)
+            except HttpError as error:
+                self._reject(client.handle, request, self._once_more(client.handle, error, now), now)
             return False
         keep = request.keep_alive and not request.upgrade
         headers = self._origins.headers(request)
@@ -347,11 +345,10 @@ class Worker:
             if request.method == "OPTIONS":
                 response = preflight(self._routes.methods(request), headers, keep_alive=keep)
             else:
-                response = answer(200, self._routes.handle(request, now), headers=headers, keep_alive=keep)
+                found = self._routes.handle(request, now)
+                response = answer(200, found, headers=headers, keep_alive=keep, is_head=request.method == "HEAD")
         except HttpError as error:
-            error = self._once_more(client.handle, error, now)
-            error.headers = (*error.headers, *headers)
-            response = answer_error(error, keep_alive=keep)
+            response = self._error_response(request, self._once_more(client.handle, error, now), keep_alive=keep)
         self.engine.write(client.handle, response)
         if keep:
             self.engine.await_request(client.handle)
@@ -359,7 +356,22 @@ class Worker:
             self.engine.finish(client.handle)
         return keep
 
-    def _reject(self, handle: int, error: HttpError, now: Now) -> None:
+    def _answer_expectation(self, handle: int, request: Request, now: Now) -> None:
+        """The client waits for a word before it sends the body: to go on, or that it need not."""
+        try:
+            self._routes.admit(request, now)
+        except HttpError as error:
+            self.engine.write(handle, self._error_response(request, self._once_more(handle, error, now)))
+            self.engine.finish(handle)
+        else:
+            self.engine.write(handle, CONTINUE)
+
+    def _error_response(self, request: Request, error: HttpError, *, keep_alive: bool = False) -> bytes:
+        """What an error is told with; a page that may ask may read it, too."""
+        error.headers = (*error.headers, *self._origins.headers(request))
+        return answer_error(error, keep_alive=keep_alive, is_head=request.method == "HEAD")
+
+    def _reject(self, handle: int, request: Request, error: HttpError, now: Now) -> None:
         """A handshake that fails, or bytes that are no request."""
         self.repeats.log(
             LOG,
@@ -370,17 +382,21 @@ class Worker:
             reason=error.message,
             address=self.engine.address(handle),
         )
-        self.engine.write(handle, answer_error(error))
+        self.engine.write(handle, self._error_response(request, error))
         self.engine.finish(handle)
 
-    def _open(self, handle: int, accepted: Accepted, after: bytes, now: Now) -> None:
-        """From here on it is a peer."""
+    def _upgrade(self, handle: int, request: Request, now: Now) -> None:
+        """From here on it is a peer. Raises HttpError."""
+        if self.draining:
+            raise HttpError(503, "unavailable", "this server is going away", (("Retry-After", "1"),))
+        second, user_types = now.wall_us // 1_000_000, self.settings.presence.user_types
+        accepted = accept(request, keys=self.keys, origins=self._origins, user_types=user_types, now=second)
         peer = Peer(self, handle, accepted)
         self._variants[peer.variant] += 1
         self._remember(peer)
         self.engine.own(handle, peer)
         self.engine.write(handle, accepted.response)
-        self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, after, deflate=accepted.inflates)
+        self.engine.upgrade(handle, accepted.codec.is_text, peer.variant, request.after, deflate=accepted.inflates)
         self.watch_token(peer, now)
         peer.welcome(now)
         if accepted.public:

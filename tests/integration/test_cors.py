@@ -13,15 +13,15 @@ OURS, DEV, THEIRS = "https://ours.example", "http://dev.example:5173", "https://
 
 #: Every path, and what it takes.
 PATHS = {
-    "rts-token": "POST",
-    "query": "POST",
-    "poll": "POST",
+    "rts-token": "POST, GET, HEAD",  # it may be a user, too
+    "query": "POST, GET, HEAD",
+    "poll": "POST, GET, HEAD",
     "tokens/revoke": "POST",
     "users/u/status": "POST",
     "users/u/messages": "POST",
     "users/u/sessions": "DELETE",
-    "rooms/r": "GET",
-    "kol_1": "GET",
+    "rooms/r": "GET, HEAD",
+    "kol_1": "GET, HEAD",
 }
 
 
@@ -97,7 +97,7 @@ def test_who_is_no_page_is_answered_as_ever(server: Server) -> None:
         request("OPTIONS", f"{BASE}/poll"),
         request("GET", f"{BASE}/kol_1", f"Authorization: Bearer {API_KEY}"),
     )
-    assert (options[0], options[1]["allow"]) == (204, "POST, OPTIONS")
+    assert (options[0], options[1]["allow"]) == (204, "POST, GET, HEAD, OPTIONS")
     assert got[0] == 200
     for _, headers, _ in (options, got):
         assert not [name for name in headers if name.startswith(("access-control", "vary"))]
@@ -129,6 +129,23 @@ def test_a_page_of_ours_may_read_every_answer_errors_too(
     assert headers["access-control-allow-origin"] == OURS
     assert headers["vary"] == "Origin"
     assert body
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Content-Length: 65537"], 413),
+        (["Transfer-Encoding: gzip"], 400),
+        (["Content-Length: x"], 400),
+        (["a: b"] * 65, 431),
+    ],
+)
+def test_a_page_of_ours_may_read_why_its_request_was_none(server: Server, headers: list[str], status: int) -> None:
+    for origin, readable in ((OURS, True), (THEIRS, False)):
+        ((got, received, _),) = exchange(server, request("POST", f"{BASE}/poll", f"Origin: {origin}", *headers))
+        assert got == status
+        assert received.get("access-control-allow-origin") == (origin if readable else None)
+        assert received["vary"] == "Origin"
 
 
 def test_options_of_a_path_that_is_none_is_404_and_two_origins_are_none(server: Server) -> None:

@@ -295,8 +295,8 @@ def test_every_character_of_a_user_id_can_be_asked_for_and_others_can_not(server
         ("GET", f"{BASE}/", 404),
         ("GET", f"{BASE}/a/b", 404),
         ("GET", f"{BASE}/../../etc/passwd", 404),
-        ("GET", f"{BASE}/rts-token", 405),
-        ("GET", f"{BASE}/query", 405),
+        ("PUT", f"{BASE}/rts-token", 405),
+        ("GET", f"{BASE}/tokens/revoke", 405),
         ("DELETE", f"{BASE}/u", 405),
         ("POST", f"{BASE}/u", 405),
     ],
@@ -305,6 +305,79 @@ def test_other_paths_and_methods_are_refused(server: Server, method: str, path: 
     got, answer, _ = server.http(method, path)
     assert got == status
     error_of(json.dumps(answer).encode())
+
+
+def test_a_head_is_answered_like_a_get_without_its_body(server: Server) -> None:
+    async def story() -> None:
+        async with RawClient.open(server) as raw:
+            for path, key in (("poll", API_KEY), ("rooms/r", API_KEY), ("u", "wrong"), ("a/b", API_KEY)):
+                get, head = (
+                    f"{method} {BASE}/{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+                    for method in ("GET", "HEAD")
+                )
+                raw.send(head + get)
+                like = await raw.response(is_head=True)
+                status, headers, body = await raw.response()
+                assert (status, headers) == like[:2]
+                assert len(body) == int(headers["content-length"]) > 0
+        async with RawClient.open(server) as raw:
+            raw.send(b"HEAD /ws HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await raw.response(is_head=True))[0] == 405
+            assert await raw.eof() == b""
+
+    asyncio.run(story())
+
+
+# A client that asks before it sends a body.
+
+
+def expecting(key: str, target: str = "query", *, length: int = 19, expect: str = "100-continue") -> bytes:
+    return (
+        f"POST {BASE}/{target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\nOrigin: https://ours.example\r\n"
+        f"Expect: {expect}\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def test_who_asks_before_he_sends_a_body_is_told_to_go_on_and_then_answered(server: Server) -> None:
+    async def story() -> None:
+        async with RawClient.open(server) as raw:
+            for _ in range(2):
+                # What came before it on the connection is answered before it.
+                raw.send(f"GET {BASE}/u HTTP/1.1\r\nHost: h\r\n\r\n".encode() + expecting(API_KEY))
+                assert (await raw.response())[0] == 401
+                assert await raw.response() == (100, {}, b"")
+                raw.send(b'{"user_ids": ["u"]}')
+                status, _, body = await raw.response()
+                assert (status, json.loads(body)["user_status"][0]["user_id"]) == (200, "u")
+            raw.send(expecting(API_KEY) + b'{"user_ids": ["u"]}')  # it did not wait
+            assert (await raw.response())[0] == 200
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (expecting("wrong"), 401),
+        (expecting(API_KEY, "poll"), 401),
+        (expecting(API_KEY, "u"), 405),
+        (expecting(API_KEY, "a/b"), 404),
+        (expecting(API_KEY, length=65_537), 413),
+        (expecting(API_KEY, expect="a-miracle"), 417),
+    ],
+)
+def test_who_need_not_send_his_body_is_told_so_at_once(server: Server, request_: bytes, status: int) -> None:
+    async def story() -> None:
+        async with RawClient.open(server) as raw:
+            raw.send(request_)
+            got, headers, body = await raw.response()
+            assert got == status
+            error_of(body)
+            assert headers["connection"] == "close"
+            assert headers["access-control-allow-origin"] == "https://ours.example"
+            assert await raw.eof() == b""
+
+    asyncio.run(story())
 
 
 def test_a_query_for_none_or_too_many_is_refused(server: Server) -> None:

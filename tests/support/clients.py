@@ -572,15 +572,15 @@ class RawClient:
             head += key
         self.send(head + payload)
 
-    async def response(self) -> tuple[int, dict[str, str], bytes]:
-        """An HTTP response: status, headers (names in lower case), body."""
+    async def response(self, *, is_head: bool = False) -> tuple[int, dict[str, str], bytes]:
+        """An HTTP response: status, headers (names in lower case), body. `is_head`: to a HEAD, which has no body."""
         async with asyncio.timeout(DEADLINE):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {}
             for line in head[1:-2]:
                 name, _, value = line.partition(":")
                 headers[name.lower()] = value.strip()
-            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+            body = b"" if is_head else await self._reader.readexactly(int(headers.get("content-length", "0")))
             return int(head[0].split()[1]), headers, body
 
     async def frame(self) -> tuple[int, bytes]:

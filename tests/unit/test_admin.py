@@ -151,7 +151,7 @@ def test_without_a_configured_key_a_timeline_is_refused_with_what_to_do() -> Non
         ("GET", "/../healthz", 404, "not_found"),
         ("GET", "/api/online-status/kol_1", 404, "not_found"),
         ("POST", "/healthz", 405, "bad_request"),
-        ("HEAD", "/readyz", 405, "bad_request"),
+        ("OPTIONS", "/readyz", 405, "bad_request"),
         ("DELETE", "/api/users/kol_1/timeline", 405, "bad_request"),
         ("GET", "/api/users//timeline", 422, "bad_field"),
         ("GET", "/api/users/a%2Fb/timeline", 422, "bad_field"),
@@ -174,9 +174,39 @@ def test_what_is_asked_wrongly_has_the_protocols_error_and_keeps_the_connection(
             got, body, headers = await client.answer()
             assert (got, body["error"]["code"]) == (status, code)
             if status == 405:
-                assert headers["allow"] == "GET"
+                assert headers["allow"] == "GET, HEAD"
             assert scene.asked == []
             client.send(request("/healthz"))
+            assert (await client.answer())[0] == 200
+
+    run(story)
+
+
+def test_a_head_is_answered_like_a_get_without_its_body() -> None:
+    async def story(scene: Scene) -> None:
+        for target, reason, status in (("/healthz", None, 200), ("/readyz", "draining", 503), ("/nowhere", None, 404)):
+            scene.reason = reason
+            async with scene.connected() as client:
+                client.send(request(target))
+                _, body, headers = await client.answer()
+                client.send(request(target, "HEAD") + request("/healthz"))
+                async with asyncio.timeout(DEADLINE):
+                    head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
+                assert head.startswith(f"HTTP/1.1 {status} ")
+                assert f"\r\nContent-Length: {headers['content-length']}\r\n" in head
+                assert body
+                assert (await client.answer())[:2] == (200, {"status": "ok"})  # it comes right behind the head
+
+    run(story)
+
+
+def test_whoever_asks_before_he_sends_a_body_is_told_to_send_it() -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.connected() as client:
+            client.send(request("/healthz", more="Expect: 100-continue\r\nContent-Length: 4\r\n"))
+            async with asyncio.timeout(DEADLINE):
+                assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.send(b"body")
             assert (await client.answer())[0] == 200
 
     run(story)

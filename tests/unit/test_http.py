@@ -185,6 +185,67 @@ def test_a_chunked_body_that_grows_too_long_is_413() -> None:
     assert refused(CHUNKED + b"3E9\r\n" + b"x" * 1001 + b"\r\n") == 413
 
 
+EXPECT = b"POST /p HTTP/1.1\r\nHost: h\r\nOrigin: o\r\nExpect: 100-Continue\r\n%b\r\n"
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_client_that_waits_for_a_word_is_known_once_its_head_is_whole(length: bytes) -> None:
+    parser = RequestParser(BODY_SIZE)
+    head = EXPECT % length
+    assert parser.feed(GET + head[:-1]) != []
+    assert parser.expecting() is None
+    assert parser.feed(head[-1:]) == []
+    expecting = parser.expecting()
+    assert expecting is not None
+    assert (expecting.method, expecting.path, expecting.header(b"origin")) == ("POST", "/p", "o")
+    assert parser.expecting() is None  # it is told one word
+    (request,) = parser.feed(b"body" if length.startswith(b"C") else b"4\r\nbody\r\n0\r\n\r\n")
+    assert (request.body, parser.expecting()) == (b"body", None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [EXPECT % b"Content-Length: 4\r\n" + b"b", EXPECT % b"Content-Length: 4\r\n" + b"body",
+     EXPECT % b"Content-Length: 0\r\n", EXPECT % b"", POST, POST[:-1]],
+)  # fmt: skip
+def test_a_client_whose_body_is_there_or_that_has_none_waits_for_nothing(data: bytes) -> None:
+    parser = RequestParser(BODY_SIZE)
+    parser.feed(data)
+    assert parser.expecting() is None
+
+
+@pytest.mark.parametrize("value", [b"", b"100", b"101-continue", b"100-continue, x", b"100-continue;q=1"])
+def test_another_expectation_is_417(value: bytes) -> None:
+    assert refused(b"POST /p HTTP/1.1\r\nHost: h\r\nExpect: " + value + b"\r\nContent-Length: 4\r\n\r\n") == 417
+
+
+def test_an_expectation_of_a_body_that_is_too_long_is_413() -> None:
+    assert refused(EXPECT % b"Content-Length: 1001\r\n") == 413
+
+
+@pytest.mark.parametrize(
+    ("data", "method"),
+    [(b"HEAD /p HTTP/1.1\r\nHost: h\r\nOrigin: o\r\nContent-Length: 1001\r\n\r\n", "HEAD"),
+     (GET + b"POST /p HTTP/1.1\r\nHost: h\r\nOrigin: o\r\nTransfer-Encoding: gzip\r\n\r\n", "POST"),
+     (b"POST /p HTTP/1.1\r\nOrigin: o\r\n\r\n", "POST"),
+     (CHUNKED.replace(b"Host: h", b"Host: h\r\nOrigin: o") + b"3E9\r\n" + b"x" * 1001, "POST"),
+     (b"GET /p HTTP/1.1\r\nHost: h\r\nOrigin: o\r\n" + b"a: b\r\n" * (HEADERS_MAX + 1), "")],
+)  # fmt: skip
+def test_of_a_request_that_is_refused_its_head_is_known_as_far_as_it_came(data: bytes, method: str) -> None:
+    parser = RequestParser(BODY_SIZE)
+    with pytest.raises(HttpError):
+        parser.feed(data)
+    assert (parser.head.method, parser.head.header(b"origin")) == (method, "o")
+
+
+def test_of_a_request_that_is_over_nothing_is_left_for_the_next() -> None:
+    parser = RequestParser(BODY_SIZE)
+    parser.feed(b"GET /p HTTP/1.1\r\nHost: h\r\nOrigin: o\r\n\r\n")
+    with pytest.raises(HttpError):
+        parser.feed(b"nonsense\r\n\r\n")
+    assert (parser.head.method, parser.head.header(b"origin")) == ("", None)
+
+
 def test_a_target_that_is_too_long_is_414_or_431() -> None:
     assert parse(b"GET /" + b"a" * 8_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n")
     whole = b"GET /" + b"a" * HEAD_MAX + b" HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -255,6 +316,13 @@ def test_an_answer_is_a_whole_response() -> None:
         b'{"a":1}'
     )
     assert answer(204) == b"HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\n\r\n"
+
+
+def test_the_answer_to_a_head_has_the_headers_alone() -> None:
+    head, _, body = answer(200, {"a": 1}).partition(b"\r\n\r\n")
+    assert body
+    assert answer(200, {"a": 1}, is_head=True) == head + b"\r\n\r\n"
+    assert answer_error(HttpError(404, "not_found", "m"), is_head=True).endswith(b"\r\n\r\n")
 
 
 def test_an_answer_says_when_it_is_the_last() -> None:

@@ -213,11 +213,11 @@ def test_a_path_that_is_none_is_404(routes: Routes, method: str, path: str) -> N
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", "rts-token", "POST"), ("PUT", "rts-token", "POST"), ("GET", "query", "POST"),
-        ("DELETE", "query", "POST"), ("GET", "poll", "POST"), ("PUT", "poll", "POST"), ("GET", "tokens/revoke", "POST"),
+        ("PUT", "rts-token", "POST, GET, HEAD"), ("DELETE", "query", "POST, GET, HEAD"),
+        ("PUT", "poll", "POST, GET, HEAD"), ("GET", "tokens/revoke", "POST"), ("HEAD", "tokens/revoke", "POST"),
         ("GET", "users/u/status", "POST"), ("PUT", "users/u/messages", "POST"), ("GET", "users/u/sessions", "DELETE"),
-        ("POST", "users/u/sessions", "DELETE"), ("POST", "rooms/r", "GET"), ("DELETE", "rooms/r", "GET"),
-        ("POST", "kol_1", "GET"), ("DELETE", "kol_1", "GET"), ("PATCH", "kol_1", "GET"),
+        ("POST", "users/u/sessions", "DELETE"), ("POST", "rooms/r", "GET, HEAD"), ("DELETE", "rooms/r", "GET, HEAD"),
+        ("POST", "kol_1", "GET, HEAD"), ("DELETE", "kol_1", "GET, HEAD"), ("PATCH", "kol_1", "GET, HEAD"),
     ],
 )  # fmt: skip
 def test_a_method_that_the_path_does_not_take_is_405_and_told_which(
@@ -226,6 +226,36 @@ def test_a_method_that_the_path_does_not_take_is_405_and_told_which(
     error = refused(routes, request(method, f"{BASE}/{path}", {"user_ids": ["a"]}))
     assert error.status == 405
     assert error.headers == (("Allow", allow),)
+
+
+@pytest.mark.parametrize("user_id", ["poll", "query", "rts-token", "rooms", "users", "tokens", "online-status", "ws"])
+def test_a_user_may_be_called_like_a_path(routes: Routes, service: OnlineStatusService, user_id: str) -> None:
+    service.handle_user_online(user_id, "kol", status="away", now=MOMENT)
+    for method in ("GET", "HEAD"):
+        entry = routes.handle(request(method, f"{BASE}/{user_id}"), MOMENT)
+        assert (entry.user_id, entry.status) == (user_id, "away")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "bearer", "status"),
+    [
+        ("POST", "query", API_KEY, None), ("POST", "poll", token(), None), ("OPTIONS", "poll", None, None),
+        ("GET", "kol_1", API_KEY, None), ("DELETE", "users/u/sessions", API_KEY, None),
+        ("POST", "poll", API_KEY, 401), ("POST", "query", "wrong", 401), ("POST", "rts-token", None, 401),
+        ("POST", "users/u/messages", token(), 401), ("POST", "kol_1", API_KEY, 405), ("POST", "a/b", API_KEY, 404),
+        ("OPTIONS", "a/b", None, 404), ("POST", "../../ws", API_KEY, 404),
+    ],
+)  # fmt: skip
+def test_a_head_alone_tells_whether_its_body_is_worth_sending(
+    routes: Routes, method: str, path: str, bearer: str | None, status: int | None
+) -> None:
+    found = request(method, f"{BASE}/{path}", bearer=bearer)
+    if status is None:
+        routes.admit(found, MOMENT)
+        return
+    with pytest.raises(HttpError) as caught:
+        routes.admit(found, MOMENT)
+    assert caught.value.status == status
 
 
 def test_the_websocket_s_path_without_an_upgrade_is_426(routes: Routes) -> None:
