@@ -128,8 +128,8 @@ def _percentiles(axes: Any, histograms: dict[str, Histogram], bar_ms: float | No
     ticks = [share for share in TICKS if 1 / (1 - share) <= most]
     axes.set_xticks([1 / (1 - share) for share in ticks], [f"{100 * share:g} %" for share in ticks])
     axes.set_xticks([], minor=True)
-    middles = [max(1, histogram.at(0.5)) for histogram in histograms.values()]
-    if max(middles) / min(middles) >= WIDE:
+    middles = [max(1, histogram.at(0.5)) / 1e6 for histogram in histograms.values()]
+    if max(*middles, bar_ms or 0) / min(middles) >= WIDE:
         axes.set_yscale("log")
     else:
         _from_zero(axes)
