@@ -55,11 +55,8 @@ class Crowd:
         self._changes = 0
 
     async def connect(self, clients: int) -> None:
-        empty, before, gate = (
-            procfs.memory(self.server.pid),
-            procfs.cpu_ns(self.server.pid),
-            asyncio.Semaphore(PARALLEL),
-        )
+        gate = asyncio.Semaphore(PARALLEL)
+        empty, before = procfs.memory(self.server.pid), procfs.cpu_ns(self.server.pid)
 
         async def one(number: int) -> Client:
             name = f"kol_{number:03}" if number == 0 else f"user_{number:05}"
