@@ -71,12 +71,18 @@ class Pace:
 
     def is_over(self, name: Hashable, now_ms: int) -> bool:
         """Count one more; True when that was one too many."""
-        due_ms = self._limit.next(self._due_ms.pop(name, 0.0), now_ms)
+        owed_ms = self._due_ms.pop(name, 0.0)
+        due_ms = self._limit.next(owed_ms, now_ms)
         refused = due_ms is REFUSED
-        self._due_ms[name] = now_ms + self._wait_ms if refused else due_ms
+        self._due_ms[name] = max(owed_ms, now_ms + self._wait_ms) if refused else due_ms
         if len(self._due_ms) > self._remembered:
             self._due_ms.popitem(last=False)
         return refused
+
+    def weigh(self, name: Hashable, now_ms: int, entries: int) -> None:
+        """What was counted last costs more, as a frame does that asks for so many users."""
+        if entries >= ENTRIES:
+            self._due_ms[name] = self._limit.weigh(self._due_ms[name], now_ms, entries // ENTRIES)
 
 
 class Guesses(Pace):

@@ -9,10 +9,11 @@ on the wire out.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection
+from operator import itemgetter
 from typing import Any, Final
 
-from fastpresence.messages import StatusEntry
 from fastpresence.presence.audience import Room
 from fastpresence.presence.roster import UNLISTED, Record, make_cursor, read_cursor, union_scope
 from fastpresence.presence.service import OnlineStatusService
@@ -33,6 +34,12 @@ def changes(
     return _Answer(service, rooms, user_ids).body(cursor)
 
 
+#: At which version, who, his record (None: nothing is known of him), whether he left. Entries are made of those alone
+#: that the answer has room for.
+_Told = tuple[int, str, Record | None, bool]
+_version = itemgetter(0)
+
+
 class _Answer:
     def __init__(self, service: OnlineStatusService, rooms: Collection[str], user_ids: Collection[str]) -> None:
         self._service = service
@@ -43,7 +50,7 @@ class _Answer:
         # Nobody is told of by name in a room that is crowded, and nobody is in one that is not there.
         untold = [name for name, room in found.items() if room is None or room.crowded]
         self._scope = union_scope(rooms, user_ids, untold)
-        self._told: dict[str, tuple[int, StatusEntry]] = {}
+        self._told: dict[str, _Told] = {}
 
     def body(self, cursor: str | None) -> dict[str, Any]:
         since, begun = (None, None) if cursor is None or len(cursor) > 256 else self._since(cursor)
@@ -51,14 +58,17 @@ class _Answer:
         if full:
             begun = self._service.version
         reached = self._gather(UNLISTED if since is None else since, full)
-        told = sorted(
-            (stamped for stamped in self._told.values() if stamped[0] <= reached), key=lambda stamped: stamped[0]
-        )
+        told = sorted(self._told.values(), key=_version)
+        if reached < self._service.version:
+            del told[bisect_right(told, reached, key=_version) :]
         if len(told) > PAGE:
             del told[PAGE:]
-            reached = told[-1][0]
+            reached = _version(told[-1])
+        status_of = self._service.get_user_status
         body: dict[str, Any] = {
-            "user_status": [entry for _, entry in told],
+            "user_status": [
+                status_of(user_id) if record is None else record.entry(left=left) for _, user_id, record, left in told
+            ],
             "cursor": make_cursor(self._service.epoch, self._scope, reached),
             "full": full,
         }
@@ -95,6 +105,14 @@ class _Answer:
         service = self._service
         version = service.version
         reached = version
+        everyone, told = service.roster.everyone, self._told
+        for user_id in self._user_ids:  # thousands
+            watched = everyone.get(user_id)
+            if watched is None:
+                if full:
+                    told[user_id] = (0, user_id, None, False)
+            elif watched.version > since:
+                told[user_id] = (watched.version, user_id, watched, False)
         for room in self._rooms:
             members, until = room.members.page(since, version, PAGE)
             reached = min(reached, until)
@@ -107,19 +125,13 @@ class _Answer:
         for record in records:
             if not full or record.status != "offline":
                 self._tell(record.version, record)
-        for user_id in self._user_ids:
-            watched = service.roster.everyone.get(user_id)
-            if watched is not None and watched.version > since:
-                self._tell(watched.version, watched)
-            elif watched is None and full:
-                self._told[user_id] = (0, service.get_user_status(user_id))
         return reached
 
     def _tell(self, version: int, record: Record, *, left: bool = False) -> None:
         """The later stamp of two, so that nothing is told before its time; the user's state is the same in each."""
         before = self._told.get(record.user_id)
         if before is None or before[0] <= version:
-            self._told[record.user_id] = (version, record.entry(left=left))
+            self._told[record.user_id] = (version, record.user_id, record, left)
 
     def _is_seen(self, record: Record) -> bool:
         """Whether a user who left one of the rooms is still told of for another reason."""

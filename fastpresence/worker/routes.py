@@ -306,6 +306,7 @@ class Routes:
         if self._polls.is_over(claims.user_id, now.ms):
             raise HttpError(429, "rate_limited", "too many polls of this user", (("Retry-After", "1"),))
         asked = _body(request, Poll)
+        self._polls.weigh(claims.user_id, now.ms, len(asked.user_ids))
         limits = self._settings.limits
         if len(asked.user_ids) > limits.watches:
             raise HttpError(422, "bad_field", f"user_ids: at most {limits.watches}")

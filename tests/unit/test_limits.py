@@ -5,7 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpresence.worker.limits import REFUSED, TOO_MUCH, Guesses, RateLimit
+from fastpresence.worker.limits import ENTRIES, REFUSED, TOO_MUCH, Guesses, Pace, RateLimit
 
 
 def send(limit: RateLimit, due_ms: float, now_ms: int, frames: int) -> tuple[float, int]:
@@ -105,6 +105,17 @@ def test_who_keeps_guessing_is_refused_until_he_has_been_quiet_and_nobody_else_i
     assert not guesses.is_over("192.0.2.2", 0)
     assert guesses.is_over("192.0.2.1", 10)
     assert not guesses.is_over("192.0.2.1", 10_000)
+
+
+def test_what_weighs_more_is_paid_for_before_the_next_and_a_refusal_forgives_nothing() -> None:
+    pace = Pace(10, 20, 100)
+    assert not pace.is_over("a", 0)
+    pace.weigh("a", 0, ENTRIES - 1)
+    assert [pace.is_over("a", 0) for _ in range(19)] == [False] * 19
+    pace.weigh("a", 0, 5 * ENTRIES)
+    assert [pace.is_over("a", now_ms) for now_ms in (0, 100, 500)] == [True] * 3  # it owes 25 at 10 a second
+    assert not pace.is_over("a", 600)
+    assert not pace.is_over("b", 0)
 
 
 def test_guesses_from_ever_new_addresses_are_remembered_up_to_a_limit() -> None:

@@ -392,6 +392,14 @@ def test_a_user_who_polls_too_often_is_told_when_to_come_again(service: OnlineSt
     routes.handle(request("POST", f"{BASE}/poll", {}, bearer=token("another")), MOMENT)
 
 
+def test_polls_that_ask_for_thousands_count_as_many(service: OnlineStatusService) -> None:
+    routes = routes_of(service)
+    long = request("POST", f"{BASE}/poll", {"user_ids": [f"user_{n}" for n in range(4_600)]}, bearer=token())
+    for _ in range(5):  # of 1 + 23 each
+        routes.handle(long, MOMENT)
+    assert refused(routes, long).status == 429
+
+
 class Somebody(Nobody):
     """A worker that does as it is told."""
 
