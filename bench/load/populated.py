@@ -134,8 +134,7 @@ async def serve(users: int, user_type: str, *, watch_turns: bool) -> None:
             _print(populated.stalls())
         else:
             raise ValueError(f"not a command: {word}")
-    loop.remove_reader(populated.worker.engine.fileno())
-    populated.worker.engine.close_all()
+    populated.worker.stop()
     listener.close()
     stop_logs()
 

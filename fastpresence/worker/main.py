@@ -72,8 +72,7 @@ async def serve(link: socket.socket) -> None:
                 elif isinstance(frame, Revoke):
                     worker.on_revoked(frame.user_id, frame.before)
         finally:
-            loop.remove_reader(worker.engine.fileno())
-            worker.engine.close_all()
+            worker.stop()
             worker.repeats.rest(math.inf)
     finally:
         for task in tasks:

@@ -1,15 +1,27 @@
 """TLS connections: uvloop's transports around the same engine.
 
-    listener -> accept -> TLS handshake (uvloop) -> Carried --feed--> engine --write--> Carried -> transport
+    listener -> accept -> silent -> its hello is here -> its turn -> TLS handshake (uvloop) --v
+                                                transport <- Carried <--write-- engine <--feed-- Carried
 
-The engine holds a record for each as for any other connection: frames, deadlines, audiences and closing are its own.
-Only the two ends differ, and they are here. A transport whose buffer is over its mark counts as a full socket.
+The engine holds a record for each as for any other connection, from the accept on: frames, deadlines, audiences and
+closing are its own. Only the two ends differ, and they are here. A transport whose buffer is over its mark counts as a
+full socket.
+
+Who has not said a whole hello costs a descriptor and no transport. Who has gets a turn: so many in a turn of the loop,
+one of each network after the other, so that a crowd keeps those of other networks waiting for one handshake of its own.
 """
 
 import asyncio
+import fcntl
+import functools
 import logging
+import select
 import socket
 import ssl
+import sys
+import termios
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final, cast
 
 from fastpresence._native.engine import Engine
@@ -21,8 +33,14 @@ __all__ = ["TlsFront", "context"]
 
 LOG: Final = logging.getLogger("fastpresence.worker")
 
-#: New connections in one turn of the loop, as in the engine.
+#: New connections, and those who have something to say, in one turn of the loop, as in the engine.
 ACCEPTS: Final = 64
+#: Handshakes that begin in one turn of the loop: a quarter of a millisecond each, or one with an RSA key.
+HELLOS: Final = 8
+#: The head of a TLS record (RFC 8446, section 5.1): its type, an old version, its length.
+HEAD: Final = 5
+HANDSHAKE: Final = b"\x16\x03"
+RECORD: Final = 16_384
 #: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
 BUFFER: Final = 65_536
 #: Bytes that have come and that nobody takes just now: uvloop's own mark is eight times that.
@@ -32,8 +50,6 @@ FULL: Final = answer_error(HttpError(503, "unavailable", "too many connections n
 CROWDED: Final = answer_error(
     HttpError(429, "too_many", "too many connections of this address", (("Retry-After", "5"),))
 )
-#: Handshakes under way at once: each costs some 50 KB and a millisecond or two of CPU; more wait in the kernel's queue.
-HANDSHAKES: Final = 256
 #: Of those that we have no room for so many at once are told so, which takes a handshake; the others are hung up on.
 REFUSALS: Final = 8
 #: Seconds that one of them has for it.
@@ -57,10 +73,20 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     return made
 
 
+def has_hello(client: socket.socket) -> bool:
+    """Whether the first record has come as a whole. Raises OSError when it is no handshake, or what it says is over."""
+    head = client.recv(HEAD, socket.MSG_PEEK)
+    size = int.from_bytes(head[3:])
+    if not head or not HANDSHAKE.startswith(head[:2]) or size > RECORD:
+        raise ConnectionError("no TLS")
+    waiting = int.from_bytes(fcntl.ioctl(client, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return len(head) == HEAD and waiting >= HEAD + size
+
+
 class Carried(asyncio.Protocol):
     """One TLS connection: the engine's carrier and the transport's protocol."""
 
-    __slots__ = ("_engine", "_full", "_handle", "_held", "_reads", "_transport", "address", "shaking")
+    __slots__ = ("_engine", "_full", "_handle", "_held", "_reads", "_transport", "address", "stop")
 
     def __init__(self, engine: Engine, address: str) -> None:
         self._engine = engine
@@ -69,7 +95,7 @@ class Carried(asyncio.Protocol):
         self._held = False
         self._reads = True
         self.address = address
-        self.shaking: asyncio.Task[None] | None = None  #: its handshake, while that is under way
+        self.stop: Callable[[], object] | None = None  #: ends it while there is no transport yet
         #: Counted, and its time runs, from here on: half a handshake is a connection like half a request.
         self._handle: int | None = engine.adopt(self)
 
@@ -77,6 +103,11 @@ class Carried(asyncio.Protocol):
     def is_known(self) -> bool:
         """Whether the engine has it: not at a limit of connections, nor after its end."""
         return self._handle is not None
+
+    @property
+    def network(self) -> int:
+        """What limits by address count it by."""
+        return 0 if self._handle is None else self._engine.network(self._handle)
 
     # The transport's side.
 
@@ -148,8 +179,8 @@ class Carried(asyncio.Protocol):
         self._handle = None
         if self._transport is not None:
             self._transport.abort()
-        elif self.shaking is not None:
-            self.shaking.cancel()
+        elif self.stop is not None:
+            self.stop()
 
 
 class Refused(asyncio.Protocol):
@@ -176,6 +207,9 @@ class TlsFront:
         self._connect_timeout = connect_timeout
         self._buffer = buffer
         self._listener: socket.socket | None = None
+        self._hellos = select.epoll()
+        self._silent: dict[int, tuple[socket.socket, Carried]] = {}  # by descriptor
+        self._waiting: OrderedDict[int, deque[tuple[socket.socket, Carried]]] = OrderedDict()  # by network
         self._shaking: set[asyncio.Task[None]] = set()
         self._refusing: set[asyncio.Task[None]] = set()
         self._repeats = Repeats()
@@ -190,6 +224,7 @@ class TlsFront:
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer // 2)  # the kernel doubles it
         self._loop.add_reader(fd, self._accept)
+        self._loop.add_reader(self._hellos.fileno(), self._hear)
 
     def close(self) -> None:
         """Accept no more; handshakes under way are cut off."""
@@ -197,6 +232,8 @@ class TlsFront:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.detach()
             self._listener = None
+            self._loop.remove_reader(self._hellos.fileno())
+            self._hellos.close()
         for task in (*self._shaking, *self._refusing):
             task.cancel()
 
@@ -205,10 +242,6 @@ class TlsFront:
         if listener is None:
             return
         for _ in range(ACCEPTS):
-            if len(self._shaking) >= HANDSHAKES:
-                # The rest waits in the queue until a handshake is done, in time or not.
-                self._loop.remove_reader(listener.fileno())
-                return
             try:
                 client, address = listener.accept()
             except BlockingIOError:
@@ -223,10 +256,10 @@ class TlsFront:
             client.setblocking(False)
             carried = Carried(self._engine, str(address[0]))
             if carried.is_known:
-                task = self._loop.create_task(self._shake(client, carried))
-                carried.shaking = task
-                self._shaking.add(task)
-                task.add_done_callback(self._shaken)
+                fd = client.fileno()
+                self._silent[fd] = client, carried
+                carried.stop = functools.partial(self._drop, fd)
+                self._hellos.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
             elif len(self._refusing) < REFUSALS:
                 task = self._loop.create_task(self._refuse(client, CROWDED if self._engine.has_room else FULL))
                 self._refusing.add(task)
@@ -238,10 +271,47 @@ class TlsFront:
         if self._listener is not None:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 
-    def _shaken(self, task: "asyncio.Task[None]") -> None:
-        if len(self._shaking) == HANDSHAKES:
-            self._listen_again()
-        self._shaking.discard(task)
+    def _drop(self, fd: int) -> None:
+        """It never said a whole hello."""
+        client, _ = self._silent.pop(fd)
+        client.close()
+
+    def _hear(self) -> None:
+        """Some have said something, or are gone."""
+        for fd, events in self._hellos.poll(0, ACCEPTS):
+            client, carried = self._silent[fd]
+            if events & ~select.EPOLLIN:  # gone
+                carried.fail()
+                continue
+            try:
+                if not has_hello(client):
+                    continue
+            except OSError:
+                self._note(carried.address)
+                carried.fail()
+                continue
+            del self._silent[fd]
+            self._hellos.unregister(fd)
+            carried.stop = client.close
+            if not self._waiting:
+                self._loop.call_soon(self._begin)
+            self._waiting.setdefault(carried.network, deque()).append((client, carried))
+
+    def _begin(self) -> None:
+        """Handshakes of one turn, of one network after the other."""
+        for _ in range(HELLOS):
+            network, crowd = self._waiting.popitem(last=False)
+            client, carried = crowd.popleft()
+            if crowd:
+                self._waiting[network] = crowd
+            if carried.is_known:
+                task = self._loop.create_task(self._shake(client, carried))
+                carried.stop = task.cancel
+                self._shaking.add(task)
+                task.add_done_callback(self._shaking.discard)
+            if not self._waiting:
+                return
+        self._loop.call_soon(self._begin)
 
     async def _shake(self, client: socket.socket, carried: Carried) -> None:
         try:
@@ -258,7 +328,7 @@ class TlsFront:
                 self._note(carried.address)
                 carried.fail()
         finally:
-            carried.shaking = None
+            carried.stop = None
 
     async def _refuse(self, client: socket.socket, answer: bytes) -> None:
         try:

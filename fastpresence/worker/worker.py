@@ -185,6 +185,13 @@ class Worker:
         self.loop.add_reader(self.engine.fileno(), self.engine.run)
         self._tick(0)
 
+    def stop(self) -> None:
+        """Accept no more, and cut everybody off without a word. Its turn goes on, for the loop is about to end."""
+        if self.tls is not None:
+            self.tls.close()
+        self.loop.remove_reader(self.engine.fileno())
+        self.engine.close_all()
+
     def _on_batch(self, events: list[tuple[int, Any, Any, Any]]) -> None:
         now = self.now()
         backlog, calls = self.backlog, self.service.calls

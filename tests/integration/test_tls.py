@@ -13,17 +13,21 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastpresence.settings import ServerSettings
 from fastpresence.worker.tls import REFUSALS
 from tests.conftest import Start
 from tests.integration.test_slow_reader import HOSTS, ROUNDS, Stir
 from tests.support.certificate import Certificate, certify, trusting
 from tests.support.clients import Clients, RawClient
 from tests.support.server import API_KEY, DEADLINE, ROOT, TOKEN_SECRET, Server
+from tests.support.siege import client_hello
+from tests.support.world import World
 
 BEAT = 0.3
 TICK = 0.25
@@ -328,36 +332,61 @@ def test_whoever_says_nothing_or_half_of_it_is_cut_off_in_time(start: Start, cer
         assert 0.4 < seconds_until_cut_off(connection) < 0.5 + TICK + 1 + SLACK
 
 
-def client_hello() -> bytes:
-    """The first bytes of a handshake."""
-    outgoing = ssl.MemoryBIO()
-    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
-
-
-def test_a_crowd_that_never_finishes_its_handshakes_keeps_others_waiting_for_one_timeout_at_most(
+def test_a_crowd_that_never_finishes_its_handshakes_keeps_nobody_waiting(
     start: Start, certificate: Certificate
 ) -> None:
-    server = begin(start, certificate, limits__connect_timeout=1)
+    # Found in review: 256 silent connections kept newcomers out until they were cut off.
+    server = begin(start, certificate)  # who has to wait for the others' end waits for ten seconds
 
     async def story() -> None:
         async with Clients(server) as clients:
-            before = await clients.online("before")
-            crowd = [plain(server) for _ in range(300)]  # more than may be under way at once
+            crowd = [plain(server) for _ in range(300)]
+            for connection, said in zip(crowd, [b"", client_hello()[:-1], client_hello()] * 100, strict=True):
+                connection.sendall(said)
             try:
-                begun_s = time.monotonic()
-                await before.beat()
-                assert time.monotonic() - begun_s < 0.25
-                token = await asyncio.to_thread(server.token, "after")
-                await clients.online("after", token=token)
-                assert time.monotonic() - begun_s < 2.5 + SLACK
+                token = await asyncio.to_thread(server.token, "newcomer")
+                await clients.online("newcomer", token=token)
+                assert hung_up(crowd) <= 100  # who said a hello was answered; of the others all are still there
             finally:
                 for connection in crowd:
                     connection.close()
 
     asyncio.run(story())
+
+
+def test_a_crowd_s_hellos_keep_one_of_another_network_waiting_for_a_turn_and_all_are_answered(
+    certificate: Certificate,
+) -> None:
+    world = World(server=ServerSettings(tls_cert=str(certificate.cert), tls_key=str(certificate.key)))
+
+    def says_hello(source: str) -> socket.socket:
+        sock = socket.create_connection(world.listener.getsockname(), DEADLINE, source_address=(source, 0))
+        sock.sendall(client_hello())
+        return sock
+
+    async def until(count: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not count():
+                await asyncio.sleep(0)
+
+    async def story() -> None:
+        # All of them are there before the worker looks, in this order.
+        crowd = [says_hello("127.0.0.2") for _ in range(200)]
+        newcomer = says_hello("127.0.0.3")
+        await until(lambda: hung_up([newcomer]) == 1)
+        assert hung_up(crowd) < 100
+        await until(lambda: hung_up(crowd) == 200)
+        for each in (*crowd, newcomer):
+            each.close()
+        await until(lambda: world.stat("connections") == 0)
+        front = world.worker.tls
+        assert front is not None
+        await until(lambda: not (front._silent or front._waiting or front._shaking))
+
+    try:
+        world.loop.run_until_complete(story())
+    finally:
+        world.close()
 
 
 def test_beyond_the_limit_of_connections_nobody_is_served_until_one_leaves(

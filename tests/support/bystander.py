@@ -1,4 +1,6 @@
-"""A well-behaved client in a process of its own, whose heartbeats are timed: `bystander PORT TOKEN SOURCE`.
+"""A well-behaved client in a process of its own, whose heartbeats are timed: `bystander PORT TOKEN SOURCE [CERT]`.
+
+With a certificate that it is to trust it speaks TLS.
 
 Says `ready` when it is online; at the end of its standard input it prints what it measured, in JSON, and goes. It
 shares no code with the server and needs nothing but the standard library, so that it starts quickly.
@@ -8,6 +10,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import sys
 import time
 
@@ -18,9 +21,12 @@ TEXT, CLOSE = 0x1, 0x8
 class Bystander:
     """One WebSocket, by hand: messages of less than 126 bytes out, whole frames in."""
 
-    def __init__(self, port: int, token: str, source: str) -> None:
+    def __init__(self, port: int, token: str, source: str, cert: str | None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 30, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if cert is not None:
+            context = ssl.create_default_context(cafile=cert)
+            self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self.data = b""
         head = (
             f"GET /ws?public=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -70,7 +76,7 @@ class Bystander:
 
 def main() -> None:
     port, token, source = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    bystander = Bystander(port, token, source)
+    bystander = Bystander(port, token, source, sys.argv[4] if len(sys.argv) > 4 else None)
     bystander.send(type="user_online", id="hello")
     bystander.answer("hello")
     print("ready", flush=True)

@@ -76,6 +76,7 @@ class Server:
         cert = given.get("server.tls_cert")
         #: What its clients connect with where it speaks TLS: trusts the certificate that it was started with.
         self.tls: ssl.SSLContext | None = None if cert is None else trusting(Path(str(cert)))
+        self.cert = None if cert is None else str(cert)  #: the file
         self.heartbeat_timeout = float(str(given["presence.heartbeat_timeout"]))  #: seconds
         self.events: list[Event] = []
         self._expected: set[str] = set()

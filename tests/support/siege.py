@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from typing import Any, Final, Self
 from tests.support.server import DEADLINE, ROOT, Server
 
 __all__ = [
-    "BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT", "Siege", "close_all", "codes", "connect", "flood",
-    "frame", "hung_up", "message", "received", "upgrade_request", "websocket",
+    "BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT", "Siege", "client_hello", "close_all", "codes", "connect",
+    "flood", "frame", "hung_up", "message", "received", "secure", "upgrade_request", "websocket",
 ]  # fmt: skip
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -69,7 +70,7 @@ class Siege:
         self._files = self.files()
         command = [sys.executable, "-m", "tests.support.bystander", str(self.server.port)]
         self._bystander = subprocess.Popen(
-            [*command, self.server.token("bystander"), self._source],
+            [*command, self.server.token("bystander"), self._source, *([self.server.cert] if self.server.cert else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -144,6 +145,11 @@ class Siege:
 # What attacks are made of.
 
 
+def secure(server: Server, sock: socket.socket) -> socket.socket:
+    """The same with TLS, where the server speaks it."""
+    return sock if server.tls is None else server.tls.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
 def connect(server: Server, *, receive_buffer: int | None = None, source: str = "127.0.0.1") -> socket.socket:
     """A TCP connection; waits for nothing but that."""
     sock = socket.socket()
@@ -155,6 +161,15 @@ def connect(server: Server, *, receive_buffer: int | None = None, source: str = 
         sock.bind((source, 0))
     sock.connect(("127.0.0.1", server.port))
     return sock
+
+
+def client_hello() -> bytes:
+    """The first bytes of a TLS handshake."""
+    outgoing = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
 
 
 def upgrade_request(token: str | None, target: str = "/ws?public=0", *headers: str) -> bytes:
@@ -171,7 +186,7 @@ def websocket(
     server: Server, token: str, *headers: str, target: str = "/ws?public=0", receive_buffer: int | None = None
 ) -> socket.socket:
     """An open WebSocket that has read its handshake, and what came with it."""
-    sock = connect(server, receive_buffer=receive_buffer)
+    sock = secure(server, connect(server, receive_buffer=receive_buffer))
     sock.sendall(upgrade_request(token, target, *headers))
     data = b""
     while b"welcome" not in data:
@@ -255,7 +270,7 @@ def hung_up(socks: Sequence[socket.socket], deadline: float) -> float:
         assert time.monotonic() - begun_s < deadline, f"{len(left)} are still there after {deadline} s"
         for fd, _ in poll.poll(100):
             try:
-                if left[fd].recv(1 << 16):
+                if os.read(fd, 1 << 16):
                     continue
             except BlockingIOError:
                 continue

@@ -69,9 +69,6 @@ class World:
         return rest
 
     def close(self) -> None:
-        if self.worker.tls is not None:
-            self.worker.tls.close()
-        self.loop.remove_reader(self.worker.engine.fileno())
-        self.worker.engine.close_all()
+        self.worker.stop()
         self.listener.close()
         self.loop.close()
