@@ -199,30 +199,33 @@ class TlsFront:
     """Accepts on the public port where it speaks TLS. One for a worker."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, engine: Engine, cert: str, key: str, connect_timeout: float, buffer: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        engine: Engine,
+        repeats: Repeats,
+        context: ssl.SSLContext,
+        *,
+        connect_timeout: float,
+        send_buffer: int,
     ) -> None:
+        self.context = context  #: of new connections: another one for another certificate
         self._loop = loop
         self._engine = engine
-        self._context = context(cert, key)
+        self._repeats = repeats
         self._connect_timeout = connect_timeout
-        self._buffer = buffer
+        self._send_buffer = send_buffer
         self._listener: socket.socket | None = None
         self._hellos = select.epoll()
         self._silent: dict[int, tuple[socket.socket, Carried]] = {}  # by descriptor
         self._waiting: OrderedDict[int, deque[tuple[socket.socket, Carried]]] = OrderedDict()  # by network
         self._shaking: set[asyncio.Task[None]] = set()
         self._refusing: set[asyncio.Task[None]] = set()
-        self._repeats = Repeats()
-
-    def reload(self, cert: str, key: str) -> None:
-        """New connections get the new certificate. Raises StartError: then the old one stays."""
-        self._context = context(cert, key)
 
     def listen(self, fd: int) -> None:
         """Accept from this listening socket; it stays the caller's."""
         self._listener = socket.socket(fileno=fd)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer // 2)  # the kernel doubles it
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer // 2)  # the kernel doubles it
         self._loop.add_reader(fd, self._accept)
         self._loop.add_reader(self._hellos.fileno(), self._hear)
 
@@ -318,7 +321,7 @@ class TlsFront:
             await self._loop.connect_accepted_socket(
                 lambda: carried,
                 client,
-                ssl=self._context,
+                ssl=self.context,
                 ssl_handshake_timeout=self._connect_timeout,
                 ssl_shutdown_timeout=1.0,
             )
@@ -335,7 +338,7 @@ class TlsFront:
             await self._loop.connect_accepted_socket(
                 lambda: Refused(answer),
                 client,
-                ssl=self._context,
+                ssl=self.context,
                 ssl_handshake_timeout=REFUSAL_S,
                 ssl_shutdown_timeout=1.0,
             )

@@ -46,7 +46,7 @@ from fastpresence.worker.limits import Guesses, RateLimit
 from fastpresence.worker.peer import Peer
 from fastpresence.worker.routes import WEBSOCKET, Routes
 from fastpresence.worker.standstill import Standstill
-from fastpresence.worker.tls import TlsFront
+from fastpresence.worker.tls import TlsFront, context
 from fastpresence.worker.wanted import Wanted
 
 __all__ = ["TICK_MS", "Worker"]
@@ -144,7 +144,12 @@ class Worker:
         self.tls: TlsFront | None = None
         if server.tls_cert is not None and server.tls_key is not None:
             self.tls = TlsFront(
-                loop, self.engine, server.tls_cert, server.tls_key, limits.connect_timeout, limits.send_buffer
+                loop,
+                self.engine,
+                self.repeats,
+                context(server.tls_cert, server.tls_key),
+                connect_timeout=limits.connect_timeout,
+                send_buffer=limits.send_buffer,
             )
         self.wanted = Wanted(loop)
         self.backlog = Backlog(loop, self.engine, self._carry_out)
@@ -164,7 +169,7 @@ class Worker:
         auth, server = settings.auth, settings.server
         keys, login_keys = TokenKeys(auth.token_keys, self.revocations), LoginKeys(auth, login_jwks)
         if self.tls is not None and server.tls_cert is not None and server.tls_key is not None:
-            self.tls.reload(server.tls_cert, server.tls_key)
+            self.tls.context = context(server.tls_cert, server.tls_key)
         self.settings, self.keys, self._origins = settings, keys, Origins(server.allowed_origins)
         self._routes.renew(settings, keys, ApiKeys(auth.api_keys), login_keys)
         set_level(settings.log.level)
