@@ -103,7 +103,7 @@ class Stats(Struct, tag="stats", frozen=True, gc=False):
 
 
 class JournalLine(Struct, array_like=True, frozen=True, gc=False):
-    """A session came, went or changed: see `presence.sessions.Transition`, whose fields these are."""
+    """A session came, went or changed: see `presence.sessions.Transition`, which is written as one of these."""
 
     user_id: str
     user_type: str

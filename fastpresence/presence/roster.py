@@ -63,12 +63,14 @@ class Counter:
 
     def next_rev(self, wall_us: int) -> int:
         """A hybrid logical clock: the wall time where it has moved on, else one more than before."""
-        self.rev = rev = max(wall_us, self.rev + 1)
+        self.rev = rev = wall_us if wall_us > self.rev else self.rev + 1
         return rev
 
 
 #: Entries of a log that one move tidies: some 20 µs, where all of 100,000 users' would hold the loop up for many ms.
 _SLICE: Final = 256
+#: Dead entries that are no reason to tidy: small views needn't care.
+_SMALL: Final = 32
 #: Entries of a log that a page looks at for each item it may have: more than half of a log is seldom dead.
 _STEPS: Final = 4
 
@@ -112,12 +114,14 @@ class View(dict[str, Item]):
         """The item changed (or came) at `version`, which is not below any other's here."""
         item.version = version
         self[name] = item
-        if self._items and self._items[-1] is item:
+        items = self._items
+        if items and items[-1] is item:
             self._stamps[-1] = version
             return
-        self._items.append(item)
+        items.append(item)
         self._stamps.append(version)
-        self._tidy()
+        if self._kept is not None or len(items) > 2 * len(self) + _SMALL:
+            self._tidy()
 
     def drop(self, name: str, version: int) -> None:
         """The item, whose version this is, will be heard of no more. The caller marks it UNLISTED."""
@@ -134,12 +138,11 @@ class View(dict[str, Item]):
 
     def newer_than(self, version: int) -> list[Item]:
         """What is here and changed after `version`, oldest first. Says nothing of what was dropped."""
-        start = bisect_right(self._stamps, version)
-        if start == len(self._stamps):
+        stamps = self._stamps
+        if not stamps or stamps[-1] <= version:
             return []
-        return [
-            item for item, stamp in zip(self._items[start:], self._stamps[start:], strict=True) if item.version == stamp
-        ]
+        start = bisect_right(stamps, version)
+        return [item for item, stamp in zip(self._items[start:], stamps[start:], strict=True) if item.version == stamp]
 
     def changes_since(self, version: int) -> list[Item] | None:
         """What changed after `version`, oldest first; None when only everything will do.
@@ -180,8 +183,8 @@ class View(dict[str, Item]):
     def _tidy(self) -> None:
         """Cuts out what is dead: copies what lives, a slice with every move, so that no single one takes long."""
         if self._kept is None:
-            # As many cheap moves go before each time as there are items. 32: small views needn't care.
-            if len(self._items) <= 2 * len(self) + 32:
+            # As many cheap moves go before each time as there are items.
+            if len(self._items) <= 2 * len(self) + _SMALL:
                 return
             self._kept = ([], array("q"))
         items, stamps = self._kept
@@ -271,7 +274,8 @@ class Roster:
             if session.last_heard_ms > heard_ms:
                 heard_ms = session.last_heard_ms
         second = now.wall_us_at(heard_ms) // 1_000_000
-        if record.last_seen is None or second > record.last_seen:
+        last_seen = record.last_seen
+        if last_seen is None or second > last_seen:
             if second != self._second:
                 self._second = second
             record.last_seen = self._second
@@ -285,10 +289,11 @@ class Roster:
         if record.version == UNLISTED:
             del self.unlisted[record.user_id]
         version = self.counter.next_version()
-        self.everyone.move(record.user_id, record, version)
+        user_id = record.user_id
+        self.everyone.move(user_id, record, version)
         # Whoever saw him listed must see what becomes of him, even if his next token names a type that is not public.
-        if record.user_type in self._public_types or record.user_id in self.public:
-            self.public.move(record.user_id, record, version)
+        if record.user_type in self._public_types or user_id in self.public:
+            self.public.move(user_id, record, version)
         return version
 
     def drop_expired(self, now_ms: int, limit: int) -> None:

@@ -136,7 +136,7 @@ class OnlineStatusService:
         retyped = record.user_type != user_type and not record.hidden
         if retyped:
             record.user_type = user_type
-        self._settle(record, now, even_if_same=retyped)
+        self._settle(record, now, retyped)
         if self._journal is not None:
             kind: Literal["online", "reconnect"] = "online" if older is None else "reconnect"
             self._note(session, kind, was, "user_online", now, attempt, older)
@@ -210,10 +210,10 @@ class OnlineStatusService:
         """
         self._hear(session, now)
         record = session.record
-        was, before = record.status, (session.status, record.hidden)
+        was, own, hidden = record.status, session.status, record.hidden
         self._say(session, status, now)
         self._settle(record, now)
-        if self._journal is not None and (session.status, record.hidden) != before:
+        if session.status != own or record.hidden != hidden:
             self._note(session, "status", was, "status_change", now)
 
     def force_status(self, user_id: str, status: Status, *, now: Now) -> None:
@@ -389,9 +389,7 @@ class OnlineStatusService:
 
     def collect(self, since: int) -> Delta:
         """What changed after `since`, the version of the last flush, not longer ago than the retention."""
-        version = self.version
-        if since >= version:
-            return Delta(version, [], [], {})
+        version = self.roster.counter.version
         rooms = self.audience.changed_rooms(since)
         watched: dict[Hashable, list[Record]] = {}
         watchers = self.audience.watchers
@@ -404,9 +402,12 @@ class OnlineStatusService:
     # Beneath.
 
     def _hear(self, session: Session, now: Now) -> None:
-        if session.phase is GONE:
+        if session.phase is ATTACHED:
+            session.last_heard_ms = now.ms
+        elif session.phase is GONE:
             raise NotOnline("send user_online first")
-        self.handle_heartbeat(session, now=now)
+        else:
+            self.handle_heartbeat(session, now=now)
 
     def _hide(self, record: Record, now: Now) -> None:
         record.hidden = True
@@ -420,7 +421,7 @@ class OnlineStatusService:
             session.record.hidden = False
             session.status = status
 
-    def _settle(self, record: Record, now: Now, *, even_if_same: bool = False) -> None:
+    def _settle(self, record: Record, now: Now, even_if_same: bool = False) -> None:
         """Makes visible what the sessions add up to, if it is anything new."""
         status = "offline" if record.hidden else strongest(record.sessions)
         if status != "offline" and self.calls.is_busy(record):

@@ -44,7 +44,7 @@ class Now(Struct, frozen=True, gc=False):
 
     def wall_us_at(self, ms: int) -> int:
         """The wall time, in microseconds, of the monotonic moment `ms`; never later than now."""
-        return self.wall_us - max(0, self.ms - ms) * 1000
+        return self.wall_us - (self.ms - ms) * 1000 if ms < self.ms else self.wall_us
 
 
 class Phase(IntEnum):
@@ -109,7 +109,7 @@ class Session:
         return True
 
 
-class Transition(Struct, frozen=True, gc=False):
+class Transition(Struct, array_like=True, frozen=True, gc=False):
     """One line of the journal: a session came, went or changed, and what others saw of its user before and after."""
 
     user_id: str

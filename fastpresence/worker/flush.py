@@ -12,7 +12,7 @@ to be by the running flush.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct
@@ -57,6 +57,8 @@ def _pages(
     entries: list[StatusEntry], cursor: str, room: str | None = None, *, full: bool = False
 ) -> list[UserOnlineStatus]:
     """One message, or one for each page of what is many; the last has the cursor."""
+    if len(entries) <= SNAPSHOT_PAGE:
+        return [UserOnlineStatus(entries, full=full, cursor=cursor, room=room)]
     messages = [
         UserOnlineStatus(entries[at : at + SNAPSHOT_PAGE], full=full, more=True, room=room)
         for at in range(0, len(entries) - SNAPSHOT_PAGE, SNAPSHOT_PAGE)
@@ -82,7 +84,7 @@ class Flusher:
         epoch: str,
         window_ms: float,
         public_audience: int,
-        has_variant: Callable[[int], bool],
+        variants: Sequence[int],
     ) -> None:
         self._loop = loop
         self._engine = engine
@@ -91,7 +93,7 @@ class Flusher:
         self._epoch = epoch
         self._window_s = window_ms / 1000
         self._public = public_audience
-        self._has_variant = has_variant
+        self._variants = variants  # how many peers are open, by variant
         self.told = service.version
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -105,19 +107,19 @@ class Flusher:
         """Something may have changed in this turn: tell it now, or as soon as the window allows."""
         if self._counter.version == self.told or self._running or self._timer is not None:
             return
-        if self._loop.time() >= self._next_s:
-            self._begin()
+        now_s = self._loop.time()
+        if now_s >= self._next_s:
+            self._begin(now_s)
         else:
             self._timer = self._loop.call_at(self._next_s, self._due)
 
     def _due(self) -> None:
         self._timer = None
         if not self._running and self._service.version != self.told:
-            self._begin()
+            self._begin(self._loop.time())
             self._engine.send()
 
-    def _begin(self) -> None:
-        now_s = self._loop.time()
+    def _begin(self, now_s: float) -> None:
         self._next_s = now_s + self._window_s
         told = self.told
         delta = self._service.collect(told)
@@ -136,7 +138,8 @@ class Flusher:
             else:
                 room.told_count = None
                 jobs.append((room.audience, self._room_frames(change, delta.version)))
-        self._watching, self._watched_version = list(delta.watched.items()), delta.version
+        if delta.watched:
+            self._watching, self._watched_version = list(delta.watched.items()), delta.version
         if self._owed:
             jobs += self._counts(now_s)
         self._run(told, jobs)
@@ -158,7 +161,7 @@ class Flusher:
                     continue
                 room.told_count, room.tell_again_s = room.shown, now_s + OCCUPANCY_S
                 message = RoomOccupancy(room.name, room.shown)
-                frames = [frame_of(i, message) if self._has_variant(i) else None for i in range(len(VARIANTS))]
+                frames = [frame_of(i, message) if count else None for i, count in enumerate(self._variants)]
                 jobs.append((room.audience, tuple(frames)))
             del self._owed[room]
         if self._owed and self._owed_timer is None:
@@ -178,14 +181,15 @@ class Flusher:
         """For each kind of recipient what it is sent: one frame, or several pages in one piece."""
         messages = _pages(entries, cursor, room, full=full)
         payloads: dict[Codec, list[bytes]] = {}  # encoded once, whether or not they are then compressed
-        frames: list[bytes | None] = []
-        for variant, (codec, compressed) in enumerate(VARIANTS):
-            if not self._has_variant(variant):
-                frames.append(None)
+        frames: list[bytes | None] = [None] * len(VARIANTS)
+        for variant, count in enumerate(self._variants):
+            if not count:
                 continue
-            if codec not in payloads:
-                payloads[codec] = [codec.encode(message) for message in messages]
-            frames.append(b"".join([_frame(codec, payload, compressed) for payload in payloads[codec]]))
+            codec, compressed = VARIANTS[variant]
+            encoded = payloads.get(codec)
+            if encoded is None:
+                encoded = payloads[codec] = list(map(codec.encode, messages))
+            frames[variant] = b"".join([_frame(codec, payload, compressed) for payload in encoded])
         return tuple(frames)
 
     def _room_frames(self, change: RoomDelta, version: int) -> tuple[bytes | None, ...]:

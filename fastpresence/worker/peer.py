@@ -256,10 +256,9 @@ class Peer:
 
     def _forget_wanted(self) -> None:
         """A newer word is here: what was put off before it is no more to be done, and answered all the same."""
-        if self.worker.wanted:
-            older = self.worker.wanted.take(self)
-            if older is not None:
-                self.ack(older)
+        older = self.worker.wanted.take(self)
+        if older is not None:
+            self.ack(older)
 
     def give_up(self, reason: str) -> None:
         """More is to be sent to it than may wait. It is closed in the next turn: who sends may have more to do."""
@@ -324,8 +323,10 @@ class Peer:
         return session
 
     def _status_change(self, frame: StatusChange, now: Now) -> None:
-        self._forget_wanted()
-        self.worker.service.handle_status_change(self._present(), frame.status, now=now)
+        worker = self.worker
+        if worker.wanted:
+            self._forget_wanted()
+        worker.service.handle_status_change(self._present(), frame.status, now=now)
         self.ack(frame)
 
     def _user_offline(self, frame: Goodbye, now: Now) -> None:

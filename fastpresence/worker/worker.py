@@ -127,7 +127,7 @@ class Worker:
             epoch=self.epoch,
             window_ms=presence.flush_window_ms,
             public_audience=public_audience,
-            has_variant=lambda variant: self._variants[variant] > 0,
+            variants=self._variants,
         )
         self.pager = Pager(loop, self.engine, self.service, epoch=self.epoch, public_audience=public_audience)
         api_keys = ApiKeys(settings.auth.api_keys)
@@ -676,6 +676,8 @@ class Worker:
         self.note(change)
         if change.was != change.status:
             self.users += (change.status != "offline") - (change.was != "offline")
+        if not LOG.isEnabledFor(logging.WARNING if change.kind == "reconnect" else logging.INFO):
+            return
         if change.kind == "status":
             event(LOG, logging.INFO, "status changed", user_id=change.user_id, user_type=change.user_type,
                   was=change.was, status=change.status)  # fmt: skip
