@@ -7,6 +7,7 @@ bad usage or when nothing could be measured or compared. A quick run judges righ
 import argparse
 import contextlib
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -189,12 +190,19 @@ def run_one(
     observe: Callable[[Server], AbstractContextManager[None]] | None = None,
 ) -> Outcome:
     """One scenario, with what the machine did besides."""
+    _raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="fastpresence-bench-") as directory:
         before, began = procfs.Usage.now(), time.monotonic()
         outcome = scenario(Setting(cpus, Path(directory), quick, progress, observe))
     outcome.seconds = time.monotonic() - began
     outcome.steal_percent, outcome.foreign_cores = procfs.Usage.now().since(before)
     return outcome
+
+
+def _raise_file_limit() -> None:
+    """For everything that is started from here: not every server does it by itself."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from itertools import accumulate
 from statistics import fmean, median, quantiles, variance
 from typing import Final
 
-__all__ = ["REPETITIONS", "chance", "holm", "spread"]
+__all__ = ["REPETITIONS", "chance", "holm", "interval", "spread"]
 
 #: With fewer, nothing tells a difference from noise.
 REPETITIONS: Final = 3
+#: How often the interval of a median may miss it.
+MISSES: Final = 0.05
 
 
 def spread(values: Sequence[float]) -> float:
@@ -20,6 +22,18 @@ def spread(values: Sequence[float]) -> float:
     low, _, high = quantiles(values, n=4, method="inclusive")
     middle = median(values)
     return (high - low) / 2 / abs(middle) if middle else 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """What holds the median of whatever these are drawn from, in 19 of 20 cases; of fewer than six in fewer cases.
+
+    From order statistics, so that it takes nothing for granted of how the values are spread.
+    """
+    ordered, cut = sorted(values), 0
+    # The median lies outside of the values from `cut + 1` on both sides as often as a coin falls so one-sidedly.
+    while 2 * sum(math.comb(len(ordered), i) for i in range(cut + 2)) / 2 ** len(ordered) <= MISSES:
+        cut += 1
+    return ordered[cut], ordered[-1 - cut]
 
 
 def chance(old: Sequence[float], new: Sequence[float], least: float) -> float:

@@ -85,18 +85,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def limit(setting: Setting) -> Iterator[Server]:
-    """The C limit."""
-    process = subprocess.Popen(
-        [str(program("epoll_server")), "--port", "0"], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+def limit(setting: Setting, name: str = "C limit", *, join: bool = False) -> Iterator[Server]:
+    """The C limit; `join`: it sends all that one turn has for a connection at once."""
+    command = [str(program("epoll_server")), "--port", "0", *(["--join"] if join else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         procfs.pin(process.pid, setting.cpus.server)
         assert process.stdout is not None
         words = process.stdout.readline().split()
         if len(words) != 2:
             raise BenchError("the C server did not start")
-        server = Server("C limit", int(words[1]), process.pid, is_real=False, sampler=Sampler(process.pid))
+        server = Server(name, int(words[1]), process.pid, is_real=False, sampler=Sampler(process.pid))
         with server.sampled():
             yield server
     finally:

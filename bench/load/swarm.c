@@ -246,7 +246,7 @@ static void run(double amount, double warmup_s, uint32_t bytes)
 
     driving = false;
     uint64_t patience = end + DRAIN_S * NS_S;
-    while (mode->busy() && now_ns() < patience && !quitting)
+    while (mode->busy() && now_ns() < patience && !quitting && !counters.lost) /* who is lost sees nothing any more */
         turn(1);
     double seconds = (double)(end - begin) / NS_S;
     printf("{\"mode\": \"%s\", \"seconds\": %.4f, \"operations\": %llu, \"server_cpu_ns\": %llu, \"sent\": %llu, "

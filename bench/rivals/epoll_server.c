@@ -6,13 +6,14 @@
  *   any request for an upgrade      -> 101; of the subprotocols offered it takes fastpresence.v1.json
  *   a text or binary frame          -> the same back; the echoes of one read leave in one send
  *   one whose first byte is `!`     -> the whole message to every open connection, sender included: one frame, built
- *                                      once, one send(2) each, at once. Broadcasts are never joined with each other.
+ *                                      once, one send(2) each, at once. Broadcasts are never joined with each other,
+ *                                      but with --join all of one turn leave at its end, in one send(2) each.
  *   ping, close                     -> pong, close
  *
  * Leaves out, on purpose, what a real server owes: tokens, timeouts, UTF-8 and origin checks, limits on strangers.
  * A message longer than 64 KiB, or a reader more than 4 MiB behind, loses its connection.
  *
- *   epoll_server --port N       (0: any free one)       prints "listening PORT"
+ *   epoll_server --port N [--join]       (0: any free one)       prints "listening PORT"
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -56,7 +57,9 @@ static uint32_t *open_list, open_count, connection_max;
 static int epoll_fd, listen_fd, listening = 1;
 static uint8_t in_buffer[READ_SIZE + MESSAGE_MAX + 16];
 static uint8_t out_buffer[2 * READ_SIZE + MESSAGE_MAX + 64];     /* the echoes of one read */
-static uint8_t frame_buffer[MESSAGE_MAX + 16];                   /* the broadcast frame */
+static uint8_t frame_buffer[MESSAGE_MAX + 16];                   /* the broadcast frame; with --join those of a turn */
+static size_t frame_bytes;                                       /* of it that are still to be sent */
+static int joins;
 
 static void die(const char *what)
 {
@@ -301,12 +304,23 @@ static void unmask(uint8_t *to, const uint8_t *from, size_t length, const uint8_
         to[i] = from[i] ^ key[i & 3];
 }
 
+static void tell_all(void)
+{
+    for (uint32_t i = open_count; frame_bytes && i-- > 0;)        /* downwards: a removal swaps the last one in */
+        deliver((int)open_list[i], frame_buffer, frame_bytes);
+    frame_bytes = 0;
+}
+
 static void broadcast(uint8_t first, const uint8_t *payload, size_t length, const uint8_t *key)
 {
-    size_t head = frame_head(frame_buffer, first, length);
-    unmask(frame_buffer + head, payload, length, key);
-    for (uint32_t i = open_count; i-- > 0;)        /* downwards: a removal swaps the last one in */
-        deliver((int)open_list[i], frame_buffer, head + length);
+    if (frame_bytes + 10 + length > sizeof frame_buffer)
+        tell_all();
+    uint8_t *frame = frame_buffer + frame_bytes;
+    size_t head = frame_head(frame, first, length);
+    unmask(frame + head, payload, length, key);
+    frame_bytes += head + length;
+    if (!joins)
+        tell_all();
 }
 
 /* Carries out the complete frames of `bytes`. Bytes used up, or -1: the connection is gone. */
@@ -396,8 +410,9 @@ static void receive(int fd)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3 || strcmp(argv[1], "--port") != 0) {
-        fprintf(stderr, "usage: epoll_server --port N\n");
+    joins = argc == 4 && strcmp(argv[3], "--join") == 0;
+    if (argc != 3 + joins || strcmp(argv[1], "--port") != 0) {
+        fprintf(stderr, "usage: epoll_server --port N [--join]\n");
         return 2;
     }
     struct rlimit files;
@@ -442,5 +457,6 @@ int main(int argc, char **argv)
             if (connections[fd].phase != FREE && events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP))
                 receive(fd);
         }
+        tell_all();
     }
 }

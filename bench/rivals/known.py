@@ -5,6 +5,7 @@ node are told that they have one. What each is told for speed is said beside it,
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -42,6 +43,13 @@ class Rival:
     dialect: str = "raw"
     env: dict[str, str] = field(default_factory=dict)
     holder: str = ""  #: what the command line of the process that holds the sockets has in it, when it is a child
+    lacks: Callable[[], str] = str  #: what its documentation advises and is not here; empty: nothing
+
+    @property
+    def label(self) -> str:
+        """Its name, and what it has to do without."""
+        lacks = self.lacks()
+        return f"{self.name} without {lacks}" if lacks else self.name
 
     @property
     def answers(self) -> bool:
@@ -74,6 +82,16 @@ def _configured(program: str, text: str, *words: str) -> Callable[[int, Path], l
         return [_program(program) or program, *(word.replace("{file}", str(file)) for word in words)]
 
     return command
+
+
+NODE_ENV: Final = {"NODE_PATH": str(BUILD / "node_modules"), "NODE_ENV": "production"}
+
+
+@functools.cache
+def _node_has(module: str) -> bool:
+    """Whether node can load it: it is native code, for which there may be no build here."""
+    result = subprocess.run(["node", "-e", f"require('{module}')"], env=os.environ | NODE_ENV, capture_output=True)
+    return result.returncode == 0
 
 
 NCHAN_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
@@ -154,10 +172,10 @@ RIVALS: Final = (
         _configured("mosquitto", MOSQUITTO, "-c", "{file}"), _no_program("mosquitto"), dialect="mqtt",
     ),
     Rival(
-        "node ws", f"node 18 or newer, and: npm install --prefix {BUILD.relative_to(HERE.parents[1])} ws",
+        "node ws", f"node 18 or newer, and: npm install --prefix {BUILD.relative_to(HERE.parents[1])} ws bufferutil",
         lambda port, _: ["node", str(HERE / "ws_server.cjs"), str(port)],
         lambda: _program("node") is None or not (BUILD / "node_modules" / "ws").is_dir(),
-        env={"NODE_PATH": str(BUILD / "node_modules"), "NODE_ENV": "production"},
+        env=NODE_ENV, lacks=lambda: "" if _node_has("bufferutil") else "bufferutil",
     ),
 )  # fmt: skip
 
@@ -187,7 +205,7 @@ def running(setting: Setting, rival: Rival) -> Iterator[Server]:
             holder = pid if rival.holder in command else holder
         for pid in {process.pid, holder}:
             procfs.pin(pid, setting.cpus.server)
-        server = Server(rival.name, port, holder, is_real=False, dialect=rival.dialect, sampler=Sampler(holder))
+        server = Server(rival.label, port, holder, is_real=False, dialect=rival.dialect, sampler=Sampler(holder))
         with server.sampled():
             yield server
     finally:

@@ -1,6 +1,7 @@
 // The job in node's ws: echo, and `!...` to everybody. node ws_server.cjs PORT
 //
-// As its documentation advises for speed: no permessage-deflate, the broadcast of its README. One process: one core.
+// As its documentation advises for speed: no permessage-deflate, the broadcast of its README, and bufferutil, which ws
+// takes where it finds it. One process: one core.
 const { WebSocket, WebSocketServer } = require("ws");
 
 const server = new WebSocketServer({

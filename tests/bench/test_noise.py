@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from bench.noise import chance, holm, spread
+from bench.noise import chance, holm, interval, spread
 
 CALM = [10.0, 10.1, 10.2, 9.9, 10.05]
 
@@ -67,3 +67,13 @@ def test_of_many_the_surest_must_be_so_much_surer() -> None:
 def test_spread_is_half_the_quartiles_distance() -> None:
     assert spread([1, 2, 3, 4, 5]) == pytest.approx(1 / 3)
     assert spread([7.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("count", "cut"),
+    # By hand from the binomial: of 8 values the median is below all but one, or above, in 2 * 9 of 256 cases.
+    [(1, 0), (5, 0), (8, 0), (9, 1), (11, 1), (12, 2), (20, 5)],
+)
+def test_the_interval_of_a_median_leaves_out_as_many_values_as_chance_allows(count: int, cut: int) -> None:
+    values = [float(value) for value in range(count)]
+    assert interval(values[::-1]) == (cut, count - 1 - cut)
