@@ -270,6 +270,78 @@ def learnt_heartbeat() -> Callable[[], Any]:
     return once
 
 
+class _StillLoop:
+    """A worker's loop with a clock that the path moves. What is put off to a later time is not done."""
+
+    def __init__(self) -> None:
+        self.now_s = 1.0
+        self._soon: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_soon(self, do: Callable[..., object], *arguments: object) -> None:
+        self._soon.append((do, arguments))
+
+    def call_later(self, *_: object) -> None:
+        return None
+
+    add_reader = call_at = call_later
+
+    def turn(self) -> None:
+        soon, self._soon = self._soon, []
+        for do, arguments in soon:
+            do(*arguments)
+
+
+def one_change() -> Callable[[], Any]:
+    """A host's change of status through a whole worker, to the one who hears it, himself: what is the same for all."""
+    from fastpresence._native.framing import TEXT, build_masked
+    from fastpresence.settings import AuthSettings, LimitsSettings, Settings, TokenKey
+    from fastpresence.worker.worker import Worker
+
+    limits = LimitsSettings(rate=1_000_000, burst=1_000_000)
+    settings = Settings(auth=AuthSettings(token_keys=(TokenKey("k1", SECRET),)), limits=limits)
+    loop: Any = _StillLoop()
+    worker = Worker(settings, 0, loop)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    worker.start(listener.fileno())
+    client = socket.create_connection(listener.getsockname(), timeout=10)
+    for each in (listener, client):
+        CLOSING.callback(each.close)
+    CLOSING.callback(worker.engine.close_all)
+
+    def say(data: bytes) -> None:
+        loop.now_s += 1.0  # the flush window is over
+        client.sendall(data)
+        worker.engine.run()
+        loop.turn()
+
+    worker.engine.run()  # accepts
+    token, _ = worker.keys.issue("kol_1", "kol", room=None, now=int(time.time()), expire_time=86_400)
+    say(
+        f"GET /ws?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        "Sec-WebSocket-Protocol: fastpresence.v1.json\r\n\r\n".encode()
+    )
+    say(build_masked(TEXT, b'{"type":"user_online"}', b"mask"))
+    client.recv(1 << 16)
+    changes = [
+        build_masked(TEXT, b'{"type":"status_change","status":"%s"}' % each, b"mask") for each in (b"busy", b"away")
+    ]
+    number = 0
+
+    def once() -> None:
+        nonlocal number
+        number += 1
+        say(changes[number % 2])
+        if b"user_online_status" not in client.recv(1 << 16):
+            raise RuntimeError("nobody was told of the change")
+
+    return once
+
+
 PATHS: dict[str, Path] = {
     "frames-of-one-read": frames_of_one_read,
     "large-frame": large_frame,
@@ -280,6 +352,7 @@ PATHS: dict[str, Path] = {
     "heartbeat": heartbeat,
     "status-changes": status_changes,
     "flush": flush,
+    "one-change": one_change,
     "token": token,
     "fan-out": fan_out,
     "echo": echo,
