@@ -61,7 +61,7 @@ def field_problem(error: msgspec.ValidationError) -> str:
     path = where.group(1) if where else ""
     reason = text[: where.start()] if where else text
     # What is not one of the protocol's own field names is a stranger's text.
-    field = path if re.fullmatch(r"[a-z_]+(\[(\d+|\.\.\.)\])?", path) else "frame"
+    field = path if re.fullmatch(r"[a-z_]+(\[(\d+|\.\.\.)\](\.[a-z_]+)?)?", path) else "frame"
     return f"{field}: {_plain(reason)}"
 
 
@@ -78,7 +78,7 @@ def request_id(value: object) -> int | str | None:
 
 def _plain(reason: str) -> str:
     """msgspec's reason without the value that a stranger sent."""
-    if reason.startswith("Invalid enum value"):
+    if reason.startswith(("Invalid enum value", "Invalid value")):
         return "not one of the allowed values"
     if "matching regex" in reason:
         return "1 to 128 characters of A-Z a-z 0-9 _ . : @ -"

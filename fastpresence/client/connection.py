@@ -11,6 +11,7 @@ the client is left; every wait ends, at the latest then.
 
 import asyncio
 import random
+import secrets
 from collections.abc import Callable, Iterable
 from ssl import SSLContext
 from types import TracebackType
@@ -48,7 +49,8 @@ class PresenceClient:
     - `token`: a token, or a callable (sync, and then quick, or async) that fetches one. With a callable, a refused or
       expiring token is replaced by itself; with a plain token, its end is the client's.
     - `user_id`, `user_type`: whose token this should be; None takes what the token says.
-    - `device`: which of the user's devices this is; a new session of the same device takes the older one's place.
+    - `device`: which of the user's devices this is; a new session of the same device takes the older one's place. None
+      is one of its own for this client: whoever starts anew and wants to take his own place gives a name that he keeps.
     - `online`: False makes an observer, who sees and is not seen. `status`: what the user shows as from the start;
       None is online, unless another device of the user has hidden him.
     - `public`: whether to see the public users (hosts).
@@ -81,7 +83,7 @@ class PresenceClient:
             timing=timing,
             user_id=user_id,
             user_type=user_type,
-            device=device,
+            device=device or f"client-{secrets.token_hex(8)}",
             online=online,
             status=status,
             public=public,

@@ -12,7 +12,7 @@ calls in client.calls, polls in client.polling. Driven by client.driver.
 from collections.abc import Callable
 from typing import Final
 
-from fastpresence.client.calls import CallRecord, Calls
+from fastpresence.client.calls import CallRecord, Calls, Farewell
 from fastpresence.client.fallback import Fallback
 from fastpresence.client.machine import (
     NEXT,
@@ -198,7 +198,12 @@ class ClientCore:
         if self._poller.due_ms is not None and now_ms >= self._poller.due_ms:
             if self._poller.between_rounds:
                 self._carried = self._requests.ids()
-            self._events.append(Poll(self._fallback.ask(self.status), self._renewable and self._poller.fresh_token))
+            self._events.append(
+                Poll(
+                    self._fallback.ask(self.status, self.calls.farewells.values()),
+                    self._renewable and self._poller.fresh_token,
+                )
+            )
 
     def _tick_up(self, now_ms: float) -> None:
         """What is due on a living connection."""
@@ -255,9 +260,12 @@ class ClientCore:
             self._keeping = False
             self._pulse.answered(now_ms)
             return
-        if self._poller.asked is None:
+        asked = self._poller.asked
+        if asked is None:
             return
         self._pulse.answered(now_ms)
+        for farewell in asked.calls if isinstance(asked, PollRequest) else ():
+            self.calls.answered(farewell, None)
         happened = self._fallback.take(answer, now_ms)
         if happened is None:
             self.poll_failed(now_ms, reason="the answers to polls do not get on")
@@ -581,7 +589,7 @@ class ClientCore:
         new: tuple[str, ...] = (),
         again: bool = False,
     ) -> int:
-        polled = self.polling and isinstance(frame, StatusChange | Subscribe | Unsubscribe)
+        polled = self.polling and isinstance(frame, StatusChange | Subscribe | Unsubscribe | Farewell)
         if self.phase is not Phase.UP and not polled:
             raise ConnectionFailed(f"{self.state}: {self.reason}" if self.reason else self.state)
         # A poll may be under way that began too early to tell this.

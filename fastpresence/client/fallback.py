@@ -4,6 +4,9 @@ Sans-IO. The poller knows when and how much to ask, the copy who is how: this is
 client.core.
 """
 
+from collections.abc import Iterable
+
+from fastpresence.client.calls import Farewell
 from fastpresence.client.polling import PollAnswer, Poller, PollRequest, RosterAnswer, RosterRequest, Told
 from fastpresence.client.roster import Change, RosterCopy
 from fastpresence.client.wishes import Wishes
@@ -20,9 +23,9 @@ class Fallback:
         self._copy = copy
         self._wishes = wishes
 
-    def ask(self, status: Status | None) -> PollRequest | RosterRequest:
+    def ask(self, status: Status | None, farewells: Iterable[Farewell]) -> PollRequest | RosterRequest:
         """The request that is due."""
-        return self._poller.ask(self._wishes.rooms, self._copy.watched, status)
+        return self._poller.ask(self._wishes.rooms, self._copy.watched, status, farewells)
 
     def take(self, answer: PollAnswer | RosterAnswer, now_ms: float) -> list[Change | RoomOccupancy] | None:
         """The request under way was answered: what happened. None when the answers lead nowhere."""

@@ -12,10 +12,12 @@ there is one, none is due. Driven by client.core; reference: docs/protocol.md, s
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
 
+from fastpresence.client.calls import Farewell
 from fastpresence.client.schedule import Timing
 from fastpresence.messages import Status, StatusEntry
 
@@ -26,6 +28,8 @@ USERS_ASKED: Final = 1000
 NAMES_ASKED: Final = 48_000
 #: Pages of one part, at most: an answer that never ends is none. A page has 500 entries or more.
 PAGES_MAX: Final = 4000
+#: Calls that one poll hangs up; more go with the next.
+FAREWELLS: Final = 100
 #: Rosters asked for in one round; who is in more rooms gets the others with the next ones.
 ROSTERS_ASKED: Final = 5
 #: Polls that failed in a row before what they told is not shown any more.
@@ -40,6 +44,7 @@ class PollRequest(Struct, frozen=True, omit_defaults=True):
     rooms: list[str] | None = None  #: all that the user is in; left out: as they are
     user_ids: list[str] | None = None
     device: str | None = None  #: whose socket this stands in for
+    calls: list[Farewell] = []  #: that are over here
 
 
 class RoomCount(Struct, frozen=True):
@@ -157,7 +162,9 @@ class Poller:
         elif self._on:
             self.due_ms = max(now_ms, self._not_before_ms)
 
-    def ask(self, rooms: Iterable[str], watched: Iterable[str], status: Status | None) -> PollRequest | RosterRequest:
+    def ask(
+        self, rooms: Iterable[str], watched: Iterable[str], status: Status | None, farewells: Iterable[Farewell] = ()
+    ) -> PollRequest | RosterRequest:
         """The request that is due."""
         if self.between_rounds:
             self._soon = self._outdated = False
@@ -174,6 +181,7 @@ class Poller:
             rooms=list(part.rooms) if part.whole else None,
             user_ids=list(part.user_ids) or None,
             device=self._device,
+            calls=list(islice(farewells, FAREWELLS)),
         )
         return self.asked
 

@@ -6,6 +6,7 @@ beyond the presence core (messages, closing connections) is the worker's: `Actio
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +17,18 @@ from fastpresence.codec import field_problem
 from fastpresence.credentials import ApiKeys
 from fastpresence.errors import Forbidden, NotOnline, RequestError, TokenError, TooMany, Unavailable, UserOffline
 from fastpresence.http import HttpError, Request
-from fastpresence.messages import USER_ID_PATTERN, DeviceId, RoomId, Status, Text, UserId, UserIds
+from fastpresence.messages import (
+    USER_ID_PATTERN,
+    CallCancel,
+    CallEnd,
+    CallReject,
+    DeviceId,
+    RoomId,
+    Status,
+    Text,
+    UserId,
+    UserIds,
+)
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now
 from fastpresence.settings import Settings
@@ -84,6 +96,8 @@ class Poll(Struct, frozen=True):
     rooms: list[RoomId] | None = None  #: all that the user is in; left out: as they are, and not told of
     user_ids: list[UserId] = []
     device: DeviceId | None = None  #: so that a poll and a socket of one device know each other
+    #: That are over for this user, who has no socket to say it with.
+    calls: Annotated[list[CallCancel | CallReject | CallEnd], Meta(max_length=100)] = []
 
 
 class ForcedStatus(Struct, frozen=True):
@@ -126,6 +140,11 @@ class Routes:
     ) -> None:
         self._service = service
         self._actions = actions
+        self._farewells: dict[type[Struct], Callable[..., None]] = {
+            CallCancel: service.handle_call_cancel,
+            CallReject: service.handle_call_reject,
+            CallEnd: service.handle_call_end,
+        }
         self._polls = Pace(settings.limits.rate, settings.limits.burst, POLLERS)
         self.renew(settings, keys, api_keys, login_keys)
         self._table: dict[_Path, dict[str, _Route]] = {
@@ -326,6 +345,9 @@ class Routes:
             rooms=None if asked.rooms is None else rooms,
             now=now,
         )
+        for farewell in asked.calls:
+            with suppress(RequestError):  # it is over already
+                self._farewells[type(farewell)](session, farewell.call_id, now=now)
         if session.connection is None:  # else its rooms are that connection's to say
             for room in own:
                 service.join_room(session, None, room, now=now)

@@ -107,6 +107,45 @@ def test_there_and_back_the_user_stays_present_and_his_copy_right(server: Server
     run(story)
 
 
+def test_two_clients_of_a_user_that_poll_and_name_no_device_are_two(server: Server) -> None:
+    async def story() -> None:
+        name = fresh("kol")
+        async with Proxy(server.port) as proxy, Clients(server) as others:
+            seeing = await onlooker(others, name)
+            one = client_of(server, name, "kol", url=proxy.url, status="away")
+            async with one:
+                async with client_of(server, name, "kol", url=proxy.url) as two:
+                    proxy.block()
+                    proxy.cut()
+                    await until(lambda: [one.freshness, two.freshness] == ["polled"] * 2, "both poll")
+                    await two.set_status("busy")
+                    await seeing.sees(name, "busy")
+                await seeing.sees(name, "away")  # the other one is there, and has not changed its mind
+
+    run(story)
+
+
+def test_a_client_that_polls_hangs_up_at_once(start: Start) -> None:
+    server = start(presence__heartbeat_timeout=60)  # by then the call would be over by itself
+
+    async def story() -> None:
+        host_id, name = fresh("kol"), fresh("user")
+        async with (
+            Proxy(server.port) as proxy,
+            client_of(server, host_id, "kol") as host,
+            client_of(server, name, url=proxy.url) as user,
+        ):
+            out = await user.call(host_id)
+            back = await anext(host.calls())
+            await back.accept()
+            assert await out.answered()
+            await without_sockets(proxy, user)
+            await out.end()
+            assert await back.ended() == "hangup"
+
+    run(story)
+
+
 def test_attempts_that_take_longer_than_the_server_s_patience_are_seen_by_nobody(server: Server) -> None:
     slow = Timing(
         delays_ms=(0, 2_000, 2_000),

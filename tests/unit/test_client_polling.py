@@ -23,6 +23,8 @@ from fastpresence.client.schedule import Timing
 from fastpresence.errors import ConnectionFailed
 from fastpresence.messages import (
     Ack,
+    CallReject,
+    CallRinging,
     Heartbeat,
     HeartbeatAck,
     RoomOccupancy,
@@ -311,6 +313,12 @@ class Rig:
         self.now_ms = end
         return events
 
+    def ring(self, call_id: str) -> None:
+        """It rang here before the socket was lost, as far as the machine knows."""
+        about = CallRinging(call_id, "kol_1", "user_1", True, True, 0)
+        self.core._events.extend(self.core.calls.take(about))
+        self.core.events()
+
     def poll(self, told: PollAnswer) -> list[Event]:
         """The poll under way is answered, and so are rosters that are asked for behind it."""
         self.core.polled(told, self.now_ms)
@@ -422,6 +430,45 @@ def test_who_is_watched_again_after_a_while_is_told_anew(under_way: bool) -> Non
         rig.poll(answer(cursor="p2"))
     (poll,) = of(rig.tick(), Poll)
     assert (poll.request.user_ids, poll.request.cursor) == (["user_2"], None)
+
+
+def test_to_hang_up_is_told_by_the_next_poll_at_once() -> None:
+    rig = polling()
+    rig.ring("c1")
+    rig.core.hang_up("c1", rig.now_ms)
+    (poll,) = of(rig.tick(), Poll)
+    assert poll.request.calls == [CallReject(call_id="c1")]
+    (answered,) = of(rig.poll(answer()), Answered)
+    assert (answered.error, rig.core.calls.farewells) == (None, {})
+    (poll,) = of(rig.wait(6_000), Poll)
+    assert poll.request.calls == []
+
+
+def test_what_a_poll_could_not_tell_of_a_call_the_next_one_tells_or_the_socket() -> None:
+    rig = polling()
+    rig.ring("c1")
+    rig.core.hang_up("c1", rig.now_ms)
+    rig.tick()
+    rig.core.poll_failed(rig.now_ms, reason="no route")
+    (answered,) = of(rig.core.events(), Answered)
+    assert isinstance(answered.error, ConnectionFailed)
+    events = rig.wait(6_000)
+    assert [poll.request.calls for poll in of(events, Poll)] == [[CallReject(call_id="c1")]]
+    assert list(rig.core.calls.farewells) == ["c1"]  # nobody has said that he heard it
+    rig.poll(answer())
+    assert not rig.core.calls.farewells
+
+
+def test_a_call_that_is_hung_up_while_a_poll_is_under_way_goes_with_the_next() -> None:
+    rig = polling()
+    rig.ring("c1")
+    (poll,) = of(rig.wait(6_000), Poll)
+    assert poll.request.calls == []
+    rig.core.hang_up("c1", rig.now_ms)
+    assert of(rig.poll(answer()), Answered) == []
+    (poll,) = of(rig.tick(), Poll)
+    assert poll.request.calls == [CallReject(call_id="c1")]
+    assert of(rig.poll(answer()), Answered)
 
 
 def test_messages_and_calls_need_a_socket() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fastpresence.credentials import ApiKeys
 from fastpresence.errors import Unavailable, UserOffline
 from fastpresence.http import HttpError, Request, RequestParser
-from fastpresence.messages import StatusEntry
+from fastpresence.messages import CallCancelled, CallRejected, StatusEntry
 from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now
 from fastpresence.settings import AuthSettings, LimitsSettings, PresenceSettings, ServerSettings, Settings, TokenKey
@@ -314,6 +314,9 @@ def test_a_body_that_is_no_json_is_400(routes: Routes, path: str, body: bytes) -
         ("poll", {"user_ids": [1]}, "user_ids"),
         ("poll", {"user_ids": [f"u{n}" for n in range(5001)]}, "user_ids"),
         ("poll", {"device": ""}, "device"),
+        ("poll", {"calls": [{"type": "call_accept", "call_id": "c"}]}, "calls[0].type"),
+        ("poll", {"calls": [{"type": "call_end", "call_id": ""}]}, "calls[0].call_id"),
+        ("poll", {"calls": [{"type": "call_end", "call_id": "c"}] * 101}, "calls"),
         ("users/kol_1/status", {}, "status"),
         ("users/kol_1/status", {"status": "hidden"}, "status"),
         ("users/a%20b/status", {"status": "busy"}, "user_id"),
@@ -337,6 +340,8 @@ def test_a_wrong_field_is_422_and_named(routes: Routes, path: str, body: Any, fi
 def test_no_refusal_repeats_what_a_stranger_sent(routes: Routes) -> None:
     for body in ({"user_id": "SECRET !"}, {"user_id": "u", "user_type": "SECRET"}, {"user_id": {"SECRET": 1}}):
         assert "SECRET" not in refused(routes, request("POST", f"{BASE}/rts-token", body)).message
+    calls = {"calls": [{"type": "SECRET", "call_id": "c"}]}
+    assert "SECRET" not in refused(routes, request("POST", f"{BASE}/poll", calls, bearer=token())).message
     assert "SECRET" not in refused(routes, request("GET", f"{BASE}/SECRET%20")).message
     assert "SECRET" not in refused(routes, request("GET", "/SECRET")).message
 
@@ -398,6 +403,28 @@ def test_polls_that_ask_for_thousands_count_as_many(service: OnlineStatusService
     for _ in range(5):  # of 1 + 23 each
         routes.handle(long, MOMENT)
     assert refused(routes, long).status == 429
+
+
+@pytest.mark.parametrize(
+    ("caller", "kind", "told"),
+    [
+        ("u", "call_end", CallCancelled), ("u", "call_cancel", CallCancelled), ("u", "call_reject", None),
+        ("kol_1", "call_end", CallRejected), ("kol_1", "call_reject", CallRejected), ("kol_1", "call_cancel", None),
+    ],
+)  # fmt: skip
+def test_a_poll_hangs_up_as_a_frame_would(
+    routes: Routes, service: OnlineStatusService, caller: str, kind: str, told: type[object] | None
+) -> None:
+    (host,) = service.sessions_of("kol_1")
+    service.handle_status_change(host, "online", now=MOMENT)
+    mine = service.handle_user_online("u", "user", connection="a socket", device="d", now=MOMENT)
+    to_user_id = "kol_1" if caller == "u" else "u"
+    service.handle_call(mine if caller == "u" else host, "c", to_user_id, video=True, audio=True, now=MOMENT)
+    service.handle_connection_lost(mine, last_heard_ms=MOMENT.ms, now=MOMENT)
+    service.calls.outbox.clear()
+    body = {"device": "d", "calls": [{"type": kind, "call_id": call_id} for call_id in ("unknown", "c")]}
+    assert routes.handle(request("POST", f"{BASE}/poll", body, bearer=token()), MOMENT)["full"]
+    assert [type(frame) for session, frame in service.calls.outbox if session is host] == ([told] if told else [])
 
 
 class Somebody(Nobody):
