@@ -116,10 +116,10 @@ def hints() -> list[str]:
 
 def rivals(setting: Setting) -> Outcome:
     large = Crowd(
-        setting.size(OBSERVERS, 60), (SINGLE, MANY, ECHO), setting.seconds(0.7, 0.3), setting.seconds(0.25, 0.1)
+        setting.size(OBSERVERS, 60), (SINGLE, MANY, ECHO), setting.seconds(0.7, 0.2), setting.seconds(0.25, 0.05)
     )
     questions = (SINGLE, MANY, ECHO, SINGLE_PACED, MANY_PACED)
-    small = Crowd(setting.size(FEW, 20), questions, setting.seconds(0.5, 0.2), setting.seconds(0.15, 0.1))
+    small = Crowd(setting.size(FEW, 20), questions, setting.seconds(0.5, 0.1), setting.seconds(0.15, 0.05))
     outcome = Outcome(
         "rivals",
         "What does the same job cost other servers, on the same core, driven by the same swarm?",
