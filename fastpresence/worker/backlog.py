@@ -15,14 +15,18 @@ from typing import Any, Final, Protocol
 
 from fastpresence._native.engine import Engine
 
-__all__ = ["ANSWERS", "HEAVY", "LONG", "PIPELINED", "SLICE_S", "Backlog"]
+__all__ = ["ANSWERS", "FURTHER", "HEAVY", "LONG", "PIPELINED", "PUT_OFF", "SLICE_S", "Backlog"]
 
 #: Bytes of answers that may wait for a connection before the next of its requests is put off.
 ANSWERS: Final = 65_536
 #: Bytes of an answer from which on that is looked at: of smaller ones a turn has not that many.
 LONG: Final = 2048
-#: Bytes of a message from which on the clock is looked at: shorter ones take microseconds.
+#: Bytes of a message from which on the clock is looked at: most shorter ones take microseconds.
 HEAVY: Final = 256
+#: Shorter messages of connections that have had one in this batch, between two looks at the clock.
+FURTHER: Final = 16
+#: What waits is a request that was decoded already, beside the kinds of the engine's events.
+PUT_OFF: Final = -1
 #: HTTP requests of one connection in one turn.
 PIPELINED: Final = 16
 #: Seconds of a turn after which what may take long is put off, and seconds that are spent here.
@@ -56,11 +60,12 @@ class Backlog(dict[Owner, "deque[Any]"]):
         return self._engine.waiting(handle) > ANSWERS
 
     def begin(self, owner: Owner, *items: Any) -> None:
-        """From now on this connection waits, with what it asked for already; nothing happens when it does."""
+        """From now on this connection waits, for these things too."""
         if owner not in self:
-            self[owner] = deque(items)
+            self[owner] = deque()
             self._engine.hold(owner.handle, True)
-            self.kick()
+        self[owner].extend(items)
+        self.kick()
 
     def add(self, owner: Owner, item: Any) -> None:
         """One thing more that a connection which waits has asked for."""

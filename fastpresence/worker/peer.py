@@ -9,7 +9,7 @@ Costs some 160 bytes and its session; peers make no reference cycles that outliv
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -51,7 +51,7 @@ from fastpresence.messages import UserOffline as Goodbye
 from fastpresence.presence.roster import room_scope, toggled_scope, watch_scope
 from fastpresence.presence.sessions import Now, Phase, Session
 from fastpresence.tokens import Rights
-from fastpresence.worker.backlog import LONG
+from fastpresence.worker.backlog import LONG, PUT_OFF
 from fastpresence.worker.beats import likeness
 from fastpresence.worker.deflate import LEAST, BadMessage, deflate, inflate
 from fastpresence.worker.handshake import Accepted
@@ -165,8 +165,17 @@ class Peer:
                 raise Forbidden("user_id and user_type are the token's, or left out")
             if type(frame) is Heartbeat:
                 self._heartbeat(frame, data, now)
+            elif type(frame) in FAR_REACHING and worker.is_late():
+                worker.backlog.begin(self, (PUT_OFF, frame))
             else:
                 HANDLERS[type(frame)](self, frame, now)
+        except RequestError as error:
+            self._refuse(error, frame.id)
+
+    def carry_out(self, frame: Any, now: Now) -> None:
+        """A request that was decoded and put off."""
+        try:
+            HANDLERS[type(frame)](self, frame, now)
         except RequestError as error:
             self._refuse(error, frame.id)
 
@@ -394,8 +403,15 @@ class Peer:
             service.watch(self, user_ids)
             scope = watch_scope(user_ids)
             worker.show_watched(self, user_ids, scope, worker.read_cursor(frame.cursor, scope))
-        for room in rooms:
-            self._enter(room, frame.cursor, now)
+        self._enter_all(Rooms(rooms, frame.cursor), now)
+
+    def _enter_all(self, rooms: "Rooms", now: Now) -> None:
+        """As many of them as one turn may answer, the others in those to come."""
+        for at, name in enumerate(rooms.names):
+            if at and self.worker.backlog.is_full(self.handle):
+                self.worker.backlog.begin(self, (PUT_OFF, Rooms(rooms.names[at:], rooms.cursor)))
+                return
+            self._enter(name, rooms.cursor, now)
 
     def _enter(self, name: str, cursor: str | None, now: Now) -> None:
         """Hear of a room from now on, and be in it while online."""
@@ -530,12 +546,24 @@ def _seconds(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
+class Rooms(NamedTuple):
+    """What is left of a subscription."""
+
+    names: list[str]
+    cursor: str | None
+    id: None = None
+
+
+#: Requests that may be small and take milliseconds: they are answered with the rosters of rooms.
+FAR_REACHING: Final = frozenset({UserOnline, Subscribe})
+
 HANDLERS: Final[dict[type[Any], Callable[[Peer, Any, Now], None]]] = {
     UserOnline: Peer._user_online,
     StatusChange: Peer._status_change,
     Goodbye: Peer._user_offline,
     RequestOnlineStatus: Peer._request_online_status,
     Subscribe: Peer._subscribe,
+    Rooms: Peer._enter_all,
     Unsubscribe: Peer._unsubscribe,
     SendMessage: Peer._message,
     Call: Peer._call,

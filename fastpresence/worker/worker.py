@@ -38,7 +38,7 @@ from fastpresence.presence.service import OnlineStatusService
 from fastpresence.presence.sessions import Now, Phase, Transition
 from fastpresence.settings import Settings, connection_limit, reloaded
 from fastpresence.tokens import LEEWAY, LoginKeys, TokenKeys
-from fastpresence.worker.backlog import HEAVY, PIPELINED, SLICE_S, Backlog
+from fastpresence.worker.backlog import FURTHER, HEAVY, PIPELINED, PUT_OFF, SLICE_S, Backlog
 from fastpresence.worker.cors import Origins, preflight
 from fastpresence.worker.flush import VARIANTS, Flusher, Pager, frame_of
 from fastpresence.worker.handshake import accept
@@ -200,6 +200,8 @@ class Worker:
     def _on_batch(self, events: list[tuple[int, Any, Any, Any]]) -> None:
         now = self.now()
         backlog, calls = self.backlog, self.service.calls
+        before: Any = None  # whose message was carried out last
+        further, late = 0, False  # messages behind the first of their connection
         for kind, owner, what, data in events:
             try:
                 if kind in MESSAGES:
@@ -208,9 +210,15 @@ class Worker:
                         pass
                     elif backlog and owner in backlog:
                         backlog.add(owner, (kind, data))
-                    elif (len(data) >= HEAVY or kind >= native.DEFLATED_TEXT) and self._is_late():
+                    elif (
+                        (owner is before and (late or not (further := further + 1) % FURTHER))
+                        or len(data) >= HEAVY
+                        or kind >= native.DEFLATED_TEXT
+                    ) and self.is_late():
                         backlog.begin(owner, (kind, data))
+                        late = True
                     else:
+                        before = owner
                         owner.on_message(kind, data, now)
                 elif kind == native.REQUEST:
                     self._on_request(owner, what, data, now)
@@ -220,6 +228,10 @@ class Worker:
                     backlog.kick()  # its socket may have drained
                 elif kind == native.ENDED:
                     self._on_ended(owner, what, data[0], data[1], now)
+                elif data is not None and (owner in backlog or self.is_late()):
+                    backlog.begin(owner)
+                    if (kind, data) not in backlog[owner]:  # it has drained more than once while this waits
+                        backlog.add(owner, (kind, data))
                 else:
                     self._on_drained(owner, data)
             except Exception:
@@ -236,7 +248,7 @@ class Worker:
             self.tell_calls()
         self.flusher.touch()
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
         """Whether this turn of the loop has taken long enough. The first to ask in a turn begins it."""
         now_s = time.monotonic()
         if self._turn_until_s == 0.0:
@@ -248,7 +260,7 @@ class Worker:
         self._turn_until_s = 0.0
 
     def _carry_out(self, owner: Any, item: Any) -> None:
-        """What was put off: a message of a peer, a request of an HTTP client."""
+        """What was put off: a message or a request of a peer, what it missed, its end; requests of an HTTP client."""
         now = self.now()
         try:
             if type(owner) is Peer:
@@ -258,6 +270,10 @@ class Worker:
                 elif kind == native.ENDED:
                     how, code, heard_ms = data
                     self._on_ended(owner, how, code, heard_ms, now)
+                elif kind == native.DRAINED:
+                    self._on_drained(owner, data)
+                elif kind == PUT_OFF:
+                    owner.carry_out(data, now)
                 else:
                     owner.on_message(kind, data, now)
             else:
@@ -320,7 +336,7 @@ class Worker:
         except HttpError as error:
             self._reject(handle, owner.parser.head, error, now)
         else:
-            if self._is_late():
+            if self.is_late():
                 self.backlog.begin(owner, requests)
             else:
                 self._answer_all(owner, requests, now)
@@ -427,7 +443,7 @@ class Worker:
         waiting = self.backlog.take(peer) if self.backlog else None
         if waiting is not None and how in (native.CLOSED, native.VIOLATION):
             while waiting:  # what came before the end counts
-                if self._is_late():
+                if self.is_late():
                     # Its answers would come too late; what it changes comes in its turn, and then the end.
                     self.backlog.take(peer)
                     self.backlog.begin(peer, *waiting, (native.ENDED, (how, code, heard_ms)))

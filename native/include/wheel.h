@@ -41,7 +41,7 @@ void fp_wheel_arm(fp_wheel *wheel, uint32_t timer, uint64_t deadline_ms);
 void fp_wheel_cancel(fp_wheel *wheel, uint32_t timer);
 
 /* Move to `now_ms`; at most `limit` timers that ran out are written to `due` and are then unarmed. Returns how many;
- * when that is `limit` there may be more: call again with the same `now_ms`. */
+ * when that is `limit` there may be more: call again with the same `now_ms` or a later one. */
 size_t fp_wheel_advance(fp_wheel *wheel, uint64_t now_ms, uint32_t *due, size_t limit);
 
 #endif

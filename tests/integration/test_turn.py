@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import json
 import logging
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,22 +28,12 @@ class Ahead(World):
     def __init__(self) -> None:
         super().__init__()
         self.ahead_s = 0
-        self.sockets: list[socket.socket] = []
         self.worker.now = self.now  # type: ignore[method-assign]
 
     def now(self) -> Now:
         return Now(
             time.monotonic_ns() // 1_000_000 + self.ahead_s * 1000, time.time_ns() // 1000 + self.ahead_s * 1_000_000
         )
-
-    async def connect(self) -> socket.socket:
-        self.sockets.append(await super().connect())
-        return self.sockets[-1]
-
-    def close(self) -> None:
-        for client in self.sockets:
-            client.close()
-        super().close()
 
     def run(self, story: Awaitable[None]) -> None:
         self.loop.run_until_complete(asyncio.wait_for(story, DEADLINE_S))

@@ -34,6 +34,7 @@ class World:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.listener.setblocking(False)
         self.worker.start(self.listener.fileno())
+        self._clients: list[socket.socket] = []
 
     def stat(self, name: str) -> int:
         return self.worker.engine.stats()[name]
@@ -49,8 +50,12 @@ class World:
             f"Sec-WebSocket-Protocol: {codec.subprotocol}\r\n\r\n"
         ).encode()
 
-    async def connect(self) -> socket.socket:
+    async def connect(self, receive_buffer: int | None = None) -> socket.socket:
+        """Closed with the world."""
         client = socket.socket()
+        self._clients.append(client)
+        if receive_buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await self.loop.sock_connect(client, self.listener.getsockname())
@@ -69,6 +74,8 @@ class World:
         return rest
 
     def close(self) -> None:
+        for client in self._clients:
+            client.close()
         self.worker.stop()
         self.listener.close()
         self.loop.close()
