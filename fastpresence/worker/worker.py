@@ -482,7 +482,6 @@ class Worker:
             others.remove(peer)
         else:
             del self.peers[peer.user_id]
-        self._tokens.cancel(peer.handle & 0xFFFFFFFF)
         self.pager.forget(peer)
         self.backlog.take(peer)
         self.wanted.take(peer)
@@ -662,9 +661,15 @@ class Worker:
         return len(peers)
 
     def watch_token(self, peer: Peer, now: Now) -> None:
-        """Wake up for the peer's token: a minute before its end, and at its end."""
+        """Wake up for the peer's token: a minute before its end, and at its end.
+
+        By its place, and never called off: one who has left may still be heard, and the place be another's by now.
+        """
+        place = peer.handle & 0xFFFFFFFF
+        if self.engine.owner(place) is not peer:
+            return
         wait_ms = max(0, round(peer.next_token_event_s * 1000 - now.wall_us / 1000))
-        self._tokens.arm(peer.handle & 0xFFFFFFFF, now.ms + wait_ms)
+        self._tokens.arm(place, now.ms + wait_ms)
 
     def count_error(self, code: str) -> None:
         """One request was refused."""

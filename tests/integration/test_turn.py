@@ -16,7 +16,10 @@ import pytest
 
 from fastpresence._native.framing import CLOSE, TEXT, Frame, Stream, build_masked
 from fastpresence.presence.sessions import Now
+from fastpresence.worker.backlog import HEAVY, Backlog
 from fastpresence.worker.drain import drain
+from fastpresence.worker.peer import Peer
+from fastpresence.worker.worker import Worker
 from tests.support.world import DEADLINE_S, World
 
 KEY = b"mask"
@@ -161,6 +164,42 @@ def test_a_worker_knows_the_connections_of_a_user_as_long_as_they_are_open(world
         assert known() == {"two": 1}
         other.socket.close()
         await until(lambda: not known())
+
+    world.run(story())
+
+
+# An end that is put off.
+
+
+def test_whoever_gets_the_place_of_one_whose_end_is_still_to_come_is_closed_when_his_token_runs_out(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(user_id: str) -> int:
+        peer = world.worker.peers[user_id]
+        assert isinstance(peer, Peer)
+        return peer.handle & 0xFFFFFFFF
+
+    async def story() -> None:
+        first = await Client(world).open("first")
+        taken = place("first")
+        longer, _ = world.worker.keys.issue("first", "user", room=None, expire_time=500_000, now=int(time.time()))
+        said = [{"type": "heartbeat", "padding": "x" * HEAVY}, {"type": "token_refresh", "token": longer}]
+        heavy = b"".join(build_masked(TEXT, json.dumps(frame).encode(), KEY) for frame in said)
+        goodbye = build_masked(CLOSE, (1000).to_bytes(2, "big"), KEY)
+        with monkeypatch.context() as patch:
+            patch.setattr(Backlog, "kick", lambda backlog: None)  # others have all of its turns
+            with monkeypatch.context() as late:
+                late.setattr(sys.modules[Worker.__module__], "SLICE_S", -1)
+                await world.loop.sock_sendall(first.socket, heavy + goodbye)
+                first.socket.close()
+                await until(lambda: not world.stat("connections"))
+            second = await Client(world).open("second")
+        assert place("second") == taken
+        assert "first" in world.worker.peers  # his end is still to come
+        world.worker.backlog.kick()
+        await until(lambda: "first" not in world.worker.peers)
+        world.ahead_s += 90_000
+        assert await second.ended() == 4001
 
     world.run(story())
 
