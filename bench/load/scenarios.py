@@ -165,10 +165,16 @@ def fan(
                 pace_ms = find_pace(setting, outcome, sides, observers, measure)
                 runs = alternate(setting, outcome, sides, pairs, lambda swarm: measure(swarm, pace_ms))
             else:
-                pace_ms = 1000 / (first.frames / observers / first.seconds)
-                runs = alternate(
-                    *(setting, outcome, sides, pairs), lambda swarm: measure(swarm, pace_ms if swarm is them else 0)
-                )
+                latest = first  # of ours: the first of all was slower than those that follow
+
+                def keep_up(swarm: Swarm) -> Run:
+                    nonlocal latest
+                    if swarm is them:
+                        return measure(swarm, 1000 * latest.seconds * observers / max(1, latest.frames))
+                    latest = measure(swarm)
+                    return latest
+
+                runs = alternate(setting, outcome, sides, pairs, keep_up)
         complaints(outcome, ours)
     return runs, payload
 
