@@ -1,7 +1,7 @@
-"""TLS connections: uvloop's transports around the same engine.
+"""TLS connections: OpenSSL between uvloop's transports and the same engine.
 
-    listener -> accept -> silent -> its hello is here -> its turn -> TLS handshake (uvloop) --v
-                                                transport <- Carried <--write-- engine <--feed-- Carried
+    listener -> accept -> silent -> its hello is here -> its turn -> transport -> Carried --feed--> engine
+                                                         transport <- Carried <--write-- engine
 
 The engine holds a record for each as for any other connection, from the accept on: frames, deadlines, audiences and
 closing are its own. Only the two ends differ, and they are here. A transport whose buffer is over its mark counts as a
@@ -12,6 +12,7 @@ one of each network after the other, so that a crowd keeps those of other networ
 """
 
 import asyncio
+import contextlib
 import fcntl
 import functools
 import logging
@@ -43,8 +44,6 @@ HANDSHAKE: Final = b"\x16\x03"
 RECORD: Final = 16_384
 #: Bytes that a transport may hold for a reader who does not read, beside the socket's own buffer.
 BUFFER: Final = 65_536
-#: Bytes that have come and that nobody takes just now: uvloop's own mark is eight times that.
-UNREAD: Final = 65_536
 #: For those that we have no room for, as the engine says it.
 FULL: Final = answer_error(HttpError(503, "unavailable", "too many connections now", (("Retry-After", "5"),)))
 CROWDED: Final = answer_error(
@@ -83,14 +82,100 @@ def has_hello(client: socket.socket) -> bool:
     return len(head) == HEAD and waiting >= HEAD + size
 
 
-class Carried(asyncio.Protocol):
-    """One TLS connection: the engine's carrier and the transport's protocol."""
+class Secured(asyncio.Protocol):
+    """One TLS connection over a transport for TCP. uvloop's own would keep 256 KB for each, of which little is used."""
 
-    __slots__ = ("_engine", "_full", "_handle", "_held", "_reads", "_transport", "address", "stop")
+    __slots__ = ("_context", "_incoming", "_is_ended", "_is_open", "_outgoing", "_tls", "_transport")
 
-    def __init__(self, engine: Engine, address: str) -> None:
-        self._engine = engine
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
         self._transport: asyncio.Transport | None = None
+        self._is_open = False  # the handshake is done
+        self._is_ended = False  # we send no more
+
+    def opened(self) -> None:
+        """The handshake is done."""
+
+    def came(self, data: bytes) -> None:
+        """This was said."""
+
+    def refused(self) -> None:
+        """There is no handshake to be had with it."""
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        said: list[bytes] = []
+        more = True
+        try:
+            if not self._is_open:
+                self._tls.do_handshake()
+                self._is_open = True
+                self.opened()
+            while more and (self._incoming.pending or self._tls.pending()):
+                said.append(self._tls.read(RECORD))
+                more = bool(said[-1])
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            more = False
+            if not self._is_open:
+                self.refused()
+            self._flush()
+            self._is_ended = True  # OpenSSL takes nothing more
+        self._flush()
+        if said:
+            self.came(b"".join(said) if len(said) > 1 else said[0])
+        if not more and self._transport is not None:
+            self.end()  # it says no more, or nothing that makes sense: what it was answered goes out
+            self._transport.close()
+
+    def _flush(self) -> None:
+        """What TLS has to say goes out."""
+        if self._outgoing.pending and self._transport is not None and not self._is_ended:
+            self._transport.write(self._outgoing.read())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+
+    # What is said.
+
+    def write(self, data: bytes) -> None:
+        """Send these bytes behind all before."""
+        if self._is_open and not self._is_ended:
+            left = memoryview(data)
+            while left:
+                left = left[self._tls.write(left) :]
+            self._flush()
+
+    def end(self) -> None:
+        """Nothing more comes from us: close once everything is sent, and the other end has closed, too."""
+        if self._transport is None or self._is_ended:
+            return
+        if self._is_open:
+            with contextlib.suppress(ssl.SSLError):  # it wants to read the other end's goodbye
+                self._tls.unwrap()
+            self._flush()
+        self._is_ended = True
+        self._transport.write_eof()
+
+
+class Carried(Secured):
+    """One that the engine knows: its carrier."""
+
+    __slots__ = ("_engine", "_full", "_handle", "_held", "_note", "_reads", "address", "stop")
+
+    def __init__(self, engine: Engine, context: ssl.SSLContext, address: str, note: Callable[[str], None]) -> None:
+        super().__init__(context)
+        self._engine = engine
+        self._note = note
         self._full = False
         self._held = False
         self._reads = True
@@ -112,15 +197,16 @@ class Carried(asyncio.Protocol):
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=BUFFER)
-        self._transport.set_read_buffer_limits(high=UNREAD)  # type: ignore[attr-defined]  # uvloop's own
-        if self._handle is None:  # cut off in the moment in which it was done
-            self._transport.abort()
+        super().connection_made(transport)
+        if self._handle is None:  # cut off in this very moment
+            transport.abort()  # type: ignore[attr-defined]
 
-    def data_received(self, data: bytes) -> None:
-        if self._handle is not None:
-            self._engine.feed(self._handle, bytes(data))
+    def came(self, data: bytes) -> None:
+        if self._handle is not None and data:
+            self._engine.feed(self._handle, data)
+
+    def refused(self) -> None:
+        self._note(self.address)
 
     def pause_writing(self) -> None:
         self._full = True
@@ -140,7 +226,7 @@ class Carried(asyncio.Protocol):
     def _read_or_not(self) -> None:
         """Who does not drain its answers is not read from, nor who has asked for enough already."""
         reads = not (self._full or self._held)
-        if self._transport is None or reads is self._reads:
+        if self._transport is None or self._transport.is_closing() or reads is self._reads:
             return
         self._reads = reads
         if reads:
@@ -149,7 +235,7 @@ class Carried(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        super().connection_lost(error)
         self.fail()
 
     def fail(self) -> None:
@@ -158,16 +244,6 @@ class Carried(asyncio.Protocol):
             self._engine.lost(self._handle)
 
     # The engine's side.
-
-    def write(self, data: bytes) -> None:
-        """Send these bytes behind all before."""
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def end(self) -> None:
-        """Nothing more comes: close once everything is sent."""
-        if self._transport is not None:
-            self._transport.close()
 
     def hold(self, held: bool) -> None:
         """Read no more, or go on."""
@@ -183,16 +259,31 @@ class Carried(asyncio.Protocol):
             self.stop()
 
 
-class Refused(asyncio.Protocol):
-    """One that we have no room for: it is told so."""
+class Refused(Secured):
+    """One that we have no room for: it is told so, `over` when that is done or took too long."""
 
-    def __init__(self, answer: bytes) -> None:
+    __slots__ = ("_answer", "_loop", "_over", "_timer")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, answer: bytes, over: Callable[["Refused"], None]
+    ) -> None:
+        super().__init__(context)
+        self._loop = loop
         self._answer = answer
+        self._over = over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        made = cast(asyncio.Transport, transport)
-        made.write(self._answer)
-        made.close()
+        super().connection_made(transport)
+        self._timer = self._loop.call_later(REFUSAL_S, transport.abort)  # type: ignore[attr-defined]
+
+    def opened(self) -> None:
+        self.write(self._answer)
+        self.end()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._timer.cancel()
+        self._over(self)
 
 
 class TlsFront:
@@ -205,21 +296,19 @@ class TlsFront:
         repeats: Repeats,
         context: ssl.SSLContext,
         *,
-        connect_timeout: float,
         send_buffer: int,
     ) -> None:
         self.context = context  #: of new connections: another one for another certificate
         self._loop = loop
         self._engine = engine
         self._repeats = repeats
-        self._connect_timeout = connect_timeout
         self._send_buffer = send_buffer
         self._listener: socket.socket | None = None
         self._hellos = select.epoll()
         self._silent: dict[int, tuple[socket.socket, Carried]] = {}  # by descriptor
         self._waiting: OrderedDict[int, deque[tuple[socket.socket, Carried]]] = OrderedDict()  # by network
-        self._shaking: set[asyncio.Task[None]] = set()
-        self._refusing: set[asyncio.Task[None]] = set()
+        self._refusing: set[Refused] = set()
+        self._begun: set[asyncio.Task[object]] = set()  # whose transports come in this turn of the loop
 
     def listen(self, fd: int) -> None:
         """Accept from this listening socket; it stays the caller's."""
@@ -230,15 +319,13 @@ class TlsFront:
         self._loop.add_reader(self._hellos.fileno(), self._hear)
 
     def close(self) -> None:
-        """Accept no more; handshakes under way are cut off."""
+        """Accept no more."""
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.detach()
             self._listener = None
             self._loop.remove_reader(self._hellos.fileno())
             self._hellos.close()
-        for task in (*self._shaking, *self._refusing):
-            task.cancel()
 
     def _accept(self) -> None:
         listener = self._listener
@@ -257,16 +344,17 @@ class TlsFront:
                 self._loop.call_later(0.1, self._listen_again)
                 return
             client.setblocking(False)
-            carried = Carried(self._engine, str(address[0]))
+            carried = Carried(self._engine, self.context, str(address[0]), self._note)
             if carried.is_known:
                 fd = client.fileno()
                 self._silent[fd] = client, carried
                 carried.stop = functools.partial(self._drop, fd)
                 self._hellos.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
             elif len(self._refusing) < REFUSALS:
-                task = self._loop.create_task(self._refuse(client, CROWDED if self._engine.has_room else FULL))
-                self._refusing.add(task)
-                task.add_done_callback(self._refusing.discard)
+                answer = CROWDED if self._engine.has_room else FULL
+                refused = Refused(self._loop, self.context, answer, self._refusing.discard)
+                self._refusing.add(refused)
+                self._connect(client, refused)
             else:
                 client.close()
 
@@ -308,42 +396,17 @@ class TlsFront:
             if crowd:
                 self._waiting[network] = crowd
             if carried.is_known:
-                task = self._loop.create_task(self._shake(client, carried))
-                carried.stop = task.cancel
-                self._shaking.add(task)
-                task.add_done_callback(self._shaking.discard)
+                carried.stop = None
+                self._connect(client, carried)
             if not self._waiting:
                 return
         self._loop.call_soon(self._begin)
 
-    async def _shake(self, client: socket.socket, carried: Carried) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: carried,
-                client,
-                ssl=self.context,
-                ssl_handshake_timeout=self._connect_timeout,
-                ssl_shutdown_timeout=1.0,
-            )
-        except (OSError, ssl.SSLError, asyncio.CancelledError):  # TimeoutError is an OSError
-            client.close()
-            if carried.is_known:
-                self._note(carried.address)
-                carried.fail()
-        finally:
-            carried.stop = None
-
-    async def _refuse(self, client: socket.socket, answer: bytes) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: Refused(answer),
-                client,
-                ssl=self.context,
-                ssl_handshake_timeout=REFUSAL_S,
-                ssl_shutdown_timeout=1.0,
-            )
-        except (OSError, ssl.SSLError, asyncio.CancelledError):
-            client.close()
+    def _connect(self, client: socket.socket, secured: Secured) -> None:
+        """Give it a transport."""
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: secured, client))
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
 
     def _note(self, address: str) -> None:
         self._repeats.log(

@@ -148,7 +148,6 @@ class Worker:
                 self.engine,
                 self.repeats,
                 context(server.tls_cert, server.tls_key),
-                connect_timeout=limits.connect_timeout,
                 send_buffer=limits.send_buffer,
             )
         self.wanted = Wanted(loop)
