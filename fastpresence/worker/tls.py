@@ -38,6 +38,8 @@ LOG: Final = logging.getLogger("fastpresence.worker")
 ACCEPTS: Final = 64
 #: Handshakes that begin in one turn of the loop: a quarter of a millisecond each, or one with an RSA key.
 HELLOS: Final = 8
+#: Handshakes under way, some 50 KB each. For one more the oldest is given up: an honest one takes a round trip.
+UNDER_WAY: Final = 1000
 #: The head of a TLS record (RFC 8446, section 5.1): its type, an old version, its length.
 HEAD: Final = 5
 HANDSHAKE: Final = b"\x16\x03"
@@ -170,12 +172,20 @@ class Secured(asyncio.Protocol):
 class Carried(Secured):
     """One that the engine knows: its carrier."""
 
-    __slots__ = ("_engine", "_full", "_handle", "_held", "_note", "_reads", "address", "stop")
+    __slots__ = ("_engine", "_full", "_handle", "_held", "_note", "_reads", "_settled", "address", "stop")
 
-    def __init__(self, engine: Engine, context: ssl.SSLContext, address: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        context: ssl.SSLContext,
+        address: str,
+        note: Callable[[str], None],
+        settled: Callable[["Carried"], None],
+    ) -> None:
         super().__init__(context)
         self._engine = engine
         self._note = note
+        self._settled = settled
         self._full = False
         self._held = False
         self._reads = True
@@ -200,6 +210,9 @@ class Carried(Secured):
         super().connection_made(transport)
         if self._handle is None:  # cut off in this very moment
             transport.abort()  # type: ignore[attr-defined]
+
+    def opened(self) -> None:
+        self._settled(self)
 
     def came(self, data: bytes) -> None:
         if self._handle is not None and data:
@@ -253,6 +266,7 @@ class Carried(Secured):
     def cut(self) -> None:
         """The engine has let go of it."""
         self._handle = None
+        self._settled(self)
         if self._transport is not None:
             self._transport.abort()
         elif self.stop is not None:
@@ -307,6 +321,7 @@ class TlsFront:
         self._hellos = select.epoll()
         self._silent: dict[int, tuple[socket.socket, Carried]] = {}  # by descriptor
         self._waiting: OrderedDict[int, deque[tuple[socket.socket, Carried]]] = OrderedDict()  # by network
+        self._under_way: dict[Carried, None] = {}  # handshakes, the oldest first
         self._refusing: set[Refused] = set()
         self._begun: set[asyncio.Task[object]] = set()  # whose transports come in this turn of the loop
 
@@ -344,7 +359,7 @@ class TlsFront:
                 self._loop.call_later(0.1, self._listen_again)
                 return
             client.setblocking(False)
-            carried = Carried(self._engine, self.context, str(address[0]), self._note)
+            carried = Carried(self._engine, self.context, str(address[0]), self._note, self._settled)
             if carried.is_known:
                 fd = client.fileno()
                 self._silent[fd] = client, carried
@@ -397,10 +412,17 @@ class TlsFront:
                 self._waiting[network] = crowd
             if carried.is_known:
                 carried.stop = None
+                if len(self._under_way) >= UNDER_WAY:
+                    next(iter(self._under_way)).fail()
+                self._under_way[carried] = None
                 self._connect(client, carried)
             if not self._waiting:
                 return
         self._loop.call_soon(self._begin)
+
+    def _settled(self, carried: Carried) -> None:
+        """Its handshake is done, or nothing comes of it."""
+        self._under_way.pop(carried, None)
 
     def _connect(self, client: socket.socket, secured: Secured) -> None:
         """Give it a transport."""

@@ -21,8 +21,6 @@ pytestmark = pytest.mark.long
 #: Longer than a newcomer may take: who has to wait until others are cut off is too late.
 CONNECT_TIMEOUT = 4.0
 NEWCOMER_S = 2.0
-#: A transport each, and the library's buffers.
-GROWTH = 160 << 20
 
 HELLO = client_hello()
 GARBAGE = b"\x16\x03\x01\x02\x00" + os.urandom(512)
@@ -65,7 +63,7 @@ def test_whatever_strangers_leave_unsaid_a_newcomer_is_in_at_once_and_they_are_c
     server: Server, shape: str, count: int, sources: int
 ) -> None:
     token = server.token("newcomer")
-    with Siege(server, f"TLS: {shape} ({count} of {sources})", growth=GROWTH) as siege:
+    with Siege(server, f"TLS: {shape} ({count} of {sources})") as siege:
         socks = []
         waits = []
         for number in range(count):

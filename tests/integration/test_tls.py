@@ -381,7 +381,7 @@ def test_a_crowd_s_hellos_keep_one_of_another_network_waiting_for_a_turn_and_all
         await until(lambda: world.stat("connections") == 0)
         front = world.worker.tls
         assert front is not None
-        await until(lambda: not (front._silent or front._waiting or front._begun))
+        await until(lambda: not (front._silent or front._waiting or front._begun or front._under_way))
 
     try:
         world.loop.run_until_complete(story())
