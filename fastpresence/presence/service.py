@@ -242,14 +242,14 @@ class OnlineStatusService:
     def handle_connection_lost(self, session: Session, *, last_heard_ms: int, now: Now) -> None:
         """The connection broke: the session is detached until its time is up. With no grace at all it ends at once.
 
-        One whose time is up already ends at the next cleanup: its client may be about to come back, and was only heard
+        One whose time is up already ends at the next tick: its client may be about to come back, and was only heard
         late, as everybody was.
         """
         if not session.take(Cue.LOST):
             return
         self.calls.session_lost(session, now.ms + self._heartbeat_timeout_ms)
         session.last_heard_ms = max(session.last_heard_ms, last_heard_ms)
-        deadline_ms = session.last_heard_ms + self._heartbeat_timeout_ms
+        deadline_ms = max(session.last_heard_ms + self._heartbeat_timeout_ms, now.ms + 1)
         if self._disconnect_grace_ms is not None:
             deadline_ms = min(deadline_ms, now.ms + self._disconnect_grace_ms)
         if self._disconnect_grace_ms == 0:

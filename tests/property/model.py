@@ -243,7 +243,7 @@ class Model:
         if session.gone or not session.attached:
             return
         session.heard_ms = max(session.heard_ms, heard_ms)
-        until_ms = session.heard_ms + HEARTBEAT_MS
+        until_ms = max(session.heard_ms + HEARTBEAT_MS, self.ms + 1)
         if self.grace_ms is not None:
             until_ms = min(until_ms, self.ms + self.grace_ms)
         if self.grace_ms == 0:
