@@ -47,6 +47,7 @@ def python(source: str) -> Rival:
     return Rival("dies", "-", command, lambda: False)
 
 
+@pytest.mark.long
 def test_one_that_is_not_here_one_that_does_not_start_and_one_that_dies_end_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,7 +156,7 @@ def stand_still(server: Server) -> None:
         os.kill(server.worker_pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("tls", marks=pytest.mark.long)])
 def test_who_spoke_while_the_server_stood_still_is_not_taken_for_silent(
     start: Start, tmp_path: Path, kind: str
 ) -> None:

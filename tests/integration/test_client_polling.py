@@ -54,7 +54,7 @@ async def with_sockets(proxy: Proxy, client: PresenceClient) -> None:
     await until(lambda: client.freshness == "live", "the socket has caught up")
 
 
-@pytest.mark.parametrize("device", ["laptop", None])
+@pytest.mark.parametrize("device", ["laptop", pytest.param(None, marks=pytest.mark.long)])
 def test_there_and_back_the_user_stays_present_and_his_copy_right(server: Server, device: str | None) -> None:
     async def story() -> None:
         host_id, other_id, name, room = fresh("kol"), fresh("user"), fresh("kol"), fresh("room")
@@ -146,6 +146,7 @@ def test_a_client_that_polls_hangs_up_at_once(start: Start) -> None:
     run(story)
 
 
+@pytest.mark.long
 def test_attempts_that_take_longer_than_the_server_s_patience_are_seen_by_nobody(server: Server) -> None:
     slow = Timing(
         delays_ms=(0, 2_000, 2_000),

@@ -177,7 +177,7 @@ def fast(start: Start) -> Clients:
     return Clients(start(presence__heartbeat_interval=BEAT, presence__heartbeat_timeout=TIMEOUT))
 
 
-@pytest.mark.parametrize("loss", ["reset", "silence"])
+@pytest.mark.parametrize("loss", ["reset", pytest.param("silence", marks=pytest.mark.long)])
 def test_a_cut_and_a_return_inside_the_heartbeat_timeout_are_seen_by_nobody(fast: Clients, loss: str) -> None:
     async def timeline() -> None:
         async with the_stage(fast) as stage:
@@ -203,7 +203,7 @@ def test_a_cut_and_a_return_inside_the_heartbeat_timeout_are_seen_by_nobody(fast
     asyncio.run(timeline())
 
 
-@pytest.mark.parametrize("loss", ["reset", "silence"])
+@pytest.mark.parametrize("loss", ["reset", pytest.param("silence", marks=pytest.mark.long)])
 def test_a_cut_beyond_the_heartbeat_timeout_is_seen_by_everybody_in_time_and_so_is_the_return(
     fast: Clients, loss: str
 ) -> None:

@@ -322,6 +322,7 @@ def test_a_reason_that_is_too_long_is_cut_to_what_a_control_frame_holds(rig: Rig
     assert client.frames == [(CLOSE, struct.pack(">H", 4010) + b"r" * 123)]
 
 
+@pytest.mark.long
 def test_a_close_of_ours_that_nobody_answers_ends_after_a_while(rig: Rig) -> None:
     client = rig.open()
     rig.engine.close(client.handle, 4010)
